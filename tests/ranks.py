@@ -1,0 +1,45 @@
+"""Run a function in several gloo processes, for tests."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def run_ranks(world_size: int, function: Callable[..., Any], tmp_path: Path, *args: Any) -> list[Any]:
+    """Call `function(rank, world_size, *args)` in `world_size` spawned gloo processes.
+
+    `function` must be importable (module level) and `args` picklable. A `file://` rendezvous has no ports to clash.
+    Returns what each rank returned, rank 0 first; raises if any rank raised.
+    """
+    # One folder a call: a rendezvous file must never be used twice.
+    folder = tmp_path / f"ranks-{sum(1 for _ in tmp_path.glob('ranks-*'))}"
+    folder.mkdir()
+    mp.start_processes(_run, (world_size, function, str(folder), args), world_size, start_method="spawn")  # type: ignore[no-untyped-call]
+    return [pickle.loads((folder / f"{rank}.result").read_bytes()) for rank in range(world_size)]
+
+
+def _run(rank: int, world_size: int, function: Callable[..., Any], folder: str, args: tuple[Any, ...]) -> None:
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world_size)
+    )
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=60),
+    )
+    result = function(rank, world_size, *args)
+    Path(folder, f"{rank}.result").write_bytes(pickle.dumps(result))
+    dist.barrier()
+    dist.destroy_process_group()
