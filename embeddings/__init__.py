@@ -1,0 +1,1 @@
+"""TorchRec embedding tables from the feature schema: build, initialise, plan."""

@@ -1,0 +1,140 @@
+"""From a configuration to a model sharded over the ranks, in one documented order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torchrec import EmbeddingBagCollection
+from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.types import ShardingEnv, ShardingPlan
+from torchrec.optim.optimizers import in_backward_optimizer_filter
+
+from embeddings.initialize import initialize_tables
+from embeddings.sharding import Cluster, Shard, Sharder, TablePlan, check_plan, plan_shards, plan_tables
+from embeddings.tables import FeatureEmbeddings, embedding_bag_collection
+from launch.config import Config
+from launch.distributed import Ranks
+from launch.optimizers import RankerOptimizer, dense_optimizer, fuse_sparse_optimizer
+from launch.ranker import Ranker
+from rankmixer_head import RankMixer
+
+
+@dataclass
+class Build:
+    """A model ready to train, evaluate, save or load.
+
+    Args:
+        model: the sharded Ranker.
+        optimizer: tables and dense part.
+        plan: every shard of every table.
+        dense_parameters: number of parameters outside the tables.
+        flops_per_example: forward FLOPs of the head's matrix products.
+    """
+
+    model: DistributedModelParallel
+    optimizer: RankerOptimizer
+    plan: list[Shard]
+    dense_parameters: int
+    flops_per_example: int
+
+    def state(self) -> dict[str, Any]:
+        """Nested dict of tensors, for checkpoints: model, tables and both optimizers."""
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over a state that a checkpoint has been read into."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def build_ranker(config: Config, device: torch.device) -> Ranker:
+    """The unsharded Ranker, tables and head on the meta device."""
+    schema = config.feature_schema
+    tables = embedding_bag_collection(schema, {name: table.dtype for name, table in config.plan.tables.items()})
+    embeddings = FeatureEmbeddings(schema, tables)
+    head = RankMixer(config.model.head(), embeddings.in_widths, len(schema.tasks), device=torch.device("meta"))
+    task_weights = [label.weight for label in schema.labels.values()]
+    return Ranker(embeddings, head, task_weights, autocast(config, device), device.type)
+
+
+def autocast(config: Config, device: torch.device) -> torch.dtype | None:
+    """The head's dtype under autocast: bf16 on CUDA unless told otherwise; most CPUs are far slower at bf16."""
+    precision = config.model.precision
+    use_bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    return torch.bfloat16 if use_bf16 else None
+
+
+def head_bytes(ranker: Ranker) -> int:
+    """What the dense part takes on every rank: weights, gradients, two optimizer states and DDP's buckets, fp32."""
+    return 5 * 4 * sum(parameter.numel() for parameter in ranker.head.parameters())
+
+
+def plan(config: Config, ranker: Ranker, cluster: Cluster) -> ShardingPlan:
+    """Where every table goes on `cluster`.
+
+    Raises:
+        ValueError: no plan fits.
+    """
+    asked = {name: TablePlan(table.sharding, table.kernel, table.dtype) for name, table in config.plan.tables.items()}
+    sharding_plan = plan_tables(
+        ranker,
+        config.feature_schema,
+        asked,
+        cluster,
+        local_batch_size=config.data.batch_size // cluster.world_size,
+        reserved_bytes=head_bytes(ranker),
+    )
+    check_plan(sharding_plan, config.feature_schema)
+    return sharding_plan
+
+
+def table_collection(ranker: Ranker) -> EmbeddingBagCollection:
+    """The unsharded tables of a Ranker."""
+    tables = ranker.embeddings.embedding_bags
+    assert isinstance(tables, EmbeddingBagCollection)
+    return tables
+
+
+def build(config: Config, ranks: Ranks, cluster: Cluster, total_steps: int) -> Build:
+    """Plan, shard, initialise, compile and wrap, in this order. Collective.
+
+    Args:
+        config: the run.
+        ranks: this process.
+        cluster: memory the planner may use.
+        total_steps: the end of the learning-rate schedule.
+    """
+    ranker = build_ranker(config, ranks.device)
+    collection = table_collection(ranker)
+    # Before sharding: the sharder looks for the optimizers that the tables carry.
+    fuse_sparse_optimizer(collection, config.optimizer.sparse, ranks.device)
+    sharding_plan = plan(config, ranker, cluster)
+    dense_parameters = sum(parameter.numel() for parameter in ranker.head.parameters())
+    flops = ranker.head.flops_per_example()
+    # Initialised here, not by DistributedModelParallel, which draws numbers for the tables that depend on the plan.
+    torch.manual_seed(config.train.seed)
+    ranker.head.to_empty(device=ranks.device).reset_parameters()
+    if config.model.compile:
+        ranker.head.compile()
+    group = dist.group.WORLD
+    assert group is not None
+    model = DistributedModelParallel(
+        ranker,
+        # DTensors in the state dict: what torch.distributed.checkpoint reshards to another plan or world size.
+        env=ShardingEnv(ranks.world_size, ranks.rank, group, output_dtensor=True),
+        device=ranks.device,
+        plan=sharding_plan,
+        sharders=[Sharder()],
+    )
+    initialize_tables(model, config.train.seed, config.plan.init_scale)
+    optimizer = RankerOptimizer(
+        model.fused_optimizer,
+        dense_optimizer(dict(in_backward_optimizer_filter(model.named_parameters())), config.optimizer.dense),
+        config.optimizer.schedule,
+        total_steps,
+        config.optimizer.clip_norm,
+    )
+    return Build(model, optimizer, plan_shards(sharding_plan, collection), dense_parameters, flops)

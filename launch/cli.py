@@ -1,0 +1,210 @@
+"""The command `rankmixer`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+from launch.errors import run_reporting_errors
+
+Command = Callable[[argparse.Namespace], None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; return the exit status: 0, 2 for the user's mistake, 1 for anything else."""
+    parsed = _parser().parse_args(arguments)
+    _quiet_libraries()
+    return run_reporting_errors(lambda: parsed.command(parsed))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rankmixer", description="RankMixer on TorchRec: train, evaluate, predict, plan."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Command, summary: str, example: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=f"example: {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(command=command)
+        return sub
+
+    train = add(
+        "train",
+        _train,
+        "Train in this process; more processes come from torchrun or TorchX.",
+        "rankmixer train --config configs/ml-100k.yaml train.epochs=2",
+    )
+    _add_config(train)
+
+    evaluate = add(
+        "evaluate",
+        _evaluate,
+        "Evaluate a checkpoint on data.test, or data.evaluate.",
+        "rankmixer evaluate --config configs/ml-100k.yaml --checkpoint best",
+    )
+    _add_config(evaluate)
+    _add_checkpoint(evaluate)
+
+    predict = add(
+        "predict",
+        _predict,
+        "Write key columns and one probability per task for every row, as Parquet.",
+        "rankmixer predict --config configs/ml-100k.yaml --data data/ml-100k/test --out scores --keys user_id,item_id",
+    )
+    _add_config(predict)
+    _add_checkpoint(predict)
+    predict.add_argument("--data", required=True, help="Parquet files: path, glob, directory or URL")
+    predict.add_argument("--out", required=True, help="directory to write; must not exist")
+    predict.add_argument("--keys", default="", help="columns to copy to the output, separated by commas")
+
+    plan = add(
+        "plan",
+        _plan,
+        "Show where tables and head would go on machines that need not exist here.",
+        "rankmixer plan --config configs/ml-100k.yaml -j 2x8 --device cuda --hbm-gb 80",
+    )
+    _add_config(plan)
+    plan.add_argument("-j", default="1x1", help="NODESxPROCESSES, as for TorchX")
+    plan.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    plan.add_argument("--hbm-gb", type=float, default=80.0, help="device memory of a rank")
+    plan.add_argument("--ddr-gb", type=float, default=64.0, help="host memory of a rank")
+
+    add(
+        "schema",
+        _schema,
+        "Print the JSON Schema of configuration files.",
+        "rankmixer schema > rankmixer.schema.json",
+    )
+    _add_data(commands)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, help="configuration file")
+    parser.add_argument("overrides", nargs="*", help="section.key=value, overriding the configuration")
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", default="best", help="best (default), latest or a name")
+
+
+def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    data = commands.add_parser("data", help="Make Parquet data.", description="Make Parquet data.")
+    sources = data.add_subparsers(required=True, metavar="SOURCE", dest="source_kind")
+    for name, summary in (
+        ("ml-100k", "MovieLens-100K, from the RecBole wheel or an official ml-100k.zip"),
+        ("ml-1m", "MovieLens-1M, from an official ml-1m.zip"),
+    ):
+        source = sources.add_parser(name, help=summary, description=summary)
+        source.add_argument("--out", required=True, help="directory to write")
+        source.add_argument("--source", required=name == "ml-1m", help="official zip file")
+        source.add_argument("--split", choices=("random", "time"), default="random")
+        source.add_argument("--seed", type=int, default=0)
+    synthetic = sources.add_parser("synthetic", help="a seeded log with a planted truth whose AUC is the ceiling")
+    synthetic.add_argument("--out", required=True, help="directory to write")
+    synthetic.add_argument("--rows", type=int, default=1_000_000)
+    synthetic.add_argument("--seed", type=int, default=0)
+    csv = sources.add_parser("csv", help="turn a CSV file into Parquet and propose a feature schema")
+    csv.add_argument("file", help="CSV file with a header line")
+    csv.add_argument("--out", required=True, help="directory to write")
+    data.set_defaults(command=_data)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    _check_versions()
+    from launch.config import load_config
+    from launch.preflight import check_data
+
+    config = load_config(arguments.config, arguments.overrides)
+    check_data(config)
+    from launch.train import train
+
+    train(config)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    _check_versions()
+    from launch.config import load_config
+    from launch.evaluate import evaluate_checkpoint
+
+    evaluate_checkpoint(load_config(arguments.config, arguments.overrides), arguments.checkpoint)
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    _check_versions()
+    from launch.config import load_config
+    from launch.evaluate import predict
+
+    config = load_config(arguments.config, arguments.overrides)
+    keys = [key for key in arguments.keys.split(",") if key]
+    predict(config, arguments.checkpoint, arguments.data, arguments.out, keys)
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    _check_versions()
+    from embeddings.sharding import Cluster
+    from launch.config import load_config
+    from launch.plan import show_plan
+
+    nodes, _, processes = arguments.j.partition("x")
+    if not (nodes.isdigit() and processes.isdigit() and int(nodes) and int(processes)):
+        raise ValueError(f"-j is {arguments.j!r}; expected NODESxPROCESSES, e.g. 2x8")
+    config = load_config(arguments.config, arguments.overrides)
+    show_plan(
+        config,
+        Cluster(
+            device=arguments.device,
+            world_size=int(nodes) * int(processes),
+            local_world_size=int(processes),
+            hbm_bytes=int(arguments.hbm_gb * 2**30) if arguments.device == "cuda" else 0,
+            ddr_bytes=int(arguments.ddr_gb * 2**30),
+        ),
+    )
+
+
+def _schema(_: argparse.Namespace) -> None:
+    from launch.config import json_schema
+
+    print(json_schema())
+
+
+def _data(arguments: argparse.Namespace) -> None:
+    if arguments.source_kind == "csv":
+        from pipeline.csv_import import import_csv
+
+        import_csv(arguments.file, arguments.out)
+    elif arguments.source_kind == "synthetic":
+        from pipeline.synthetic import write_synthetic
+
+        write_synthetic(arguments.out, arguments.rows, arguments.seed)
+    else:
+        from pipeline.movielens import write_ml_1m, write_ml_100k
+
+        write = write_ml_100k if arguments.source_kind == "ml-100k" else write_ml_1m
+        write(arguments.out, source=arguments.source, split=arguments.split, seed=arguments.seed)
+
+
+def _check_versions() -> None:
+    from launch.versions import check_trio
+
+    check_trio()
+
+
+def _quiet_libraries() -> None:
+    """Silence what TorchRec and torch say at every start about things that are in order here."""
+    for name in ("torchrec", "torch.distributed", "torch.fx"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(torch|torchrec|fbgemm_gpu)\b.*")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

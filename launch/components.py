@@ -1,0 +1,202 @@
+"""TorchX components: `torchx run launch/components.py:train -j 1x2 --config my.yaml`, or `rankmixer.train`.
+
+A component only writes down the torchrun command; the same command typed by hand runs the same job. TorchX 0.7 reads
+this file's syntax: plain annotations, `Optional`, `Dict` and `List` by their bare names, and no future annotations.
+"""
+
+import shlex
+import sys
+from typing import Dict, List, Optional, Tuple
+
+from torchx import specs
+from torchx.components.dist import parse_nnodes
+from torchx.specs import macros
+
+from launch.preflight import check_job
+
+# With a shared store, restarted workers would read the addresses of the attempt before.
+ENVIRONMENT = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "LOGLEVEL": "WARNING"}
+
+# Seconds between SIGTERM and SIGKILL for the processes of a node that is told to stop.
+SHUTDOWN_SECONDS = 60
+
+
+def train(
+    *overrides: str,
+    config: str,
+    j: str = "1x2",
+    image: str = "",
+    h: Optional[str] = None,
+    cpu: int = 2,
+    gpu: int = 0,
+    memMB: int = 4096,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+    max_retries: int = 0,
+    max_restarts: int = 0,
+    rdzv_port: int = 29500,
+) -> specs.AppDef:
+    """Train a RankMixer over sharded tables; evaluates, checkpoints and resumes.
+
+    Args:
+        overrides: section.key=value, overriding the configuration; after --
+        config: configuration file, as the job sees it
+        j: NODESxPROCESSES, processes on each node
+        image: container image; none on local_cwd and slurm
+        h: named resource of a node, instead of cpu, gpu and memMB
+        cpu: cores of a node
+        gpu: GPUs of a node
+        memMB: memory of a node
+        env: environment variables, A=1,B=2
+        mounts: mounts, type=bind,src=/host,dst=/job
+        max_retries: times the scheduler may start the job again
+        max_restarts: times torchrun may restart the processes; they resume from the last checkpoint
+        rdzv_port: port of the rendezvous on the first node, if there are several
+    """
+    resource = specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h)
+    return _job(["train"], config, overrides, j, image, resource, env, mounts, max_retries, max_restarts, rdzv_port)
+
+
+def evaluate(
+    *overrides: str,
+    config: str,
+    checkpoint: str = "best",
+    j: str = "1x2",
+    image: str = "",
+    h: Optional[str] = None,
+    cpu: int = 2,
+    gpu: int = 0,
+    memMB: int = 4096,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+    max_retries: int = 0,
+    max_restarts: int = 0,
+    rdzv_port: int = 29500,
+) -> specs.AppDef:
+    """Evaluate a checkpoint of a run on the rows of data.test, or data.evaluate if there is none.
+
+    Args:
+        overrides: section.key=value, overriding the configuration; after --
+        config: configuration file, as the job sees it
+        checkpoint: best, latest or a name
+        j: NODESxPROCESSES, processes on each node
+        image: container image; none on local_cwd and slurm
+        h: named resource of a node, instead of cpu, gpu and memMB
+        cpu: cores of a node
+        gpu: GPUs of a node
+        memMB: memory of a node
+        env: environment variables, A=1,B=2
+        mounts: mounts, type=bind,src=/host,dst=/job
+        max_retries: times the scheduler may start the job again
+        max_restarts: times torchrun may restart the processes
+        rdzv_port: port of the rendezvous on the first node, if there are several
+    """
+    resource = specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h)
+    return _job(
+        ["evaluate", "--checkpoint", checkpoint],
+        config,
+        overrides,
+        j,
+        image,
+        resource,
+        env,
+        mounts,
+        max_retries,
+        max_restarts,
+        rdzv_port,
+    )
+
+
+def predict(
+    *overrides: str,
+    config: str,
+    data: str,
+    out: str,
+    keys: str = "",
+    checkpoint: str = "best",
+    j: str = "1x2",
+    image: str = "",
+    h: Optional[str] = None,
+    cpu: int = 2,
+    gpu: int = 0,
+    memMB: int = 4096,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+    max_retries: int = 0,
+    max_restarts: int = 0,
+    rdzv_port: int = 29500,
+) -> specs.AppDef:
+    """Write key columns and one probability per task for every input row, as Parquet.
+
+    Args:
+        overrides: section.key=value, overriding the configuration; after --
+        config: configuration file, as the job sees it
+        data: Parquet files to predict: path, glob, directory or URL
+        out: directory to write, which must not exist yet
+        keys: columns to copy to the output, separated by commas
+        checkpoint: best, latest or a name
+        j: NODESxPROCESSES, processes on each node
+        image: container image; none on local_cwd and slurm
+        h: named resource of a node, instead of cpu, gpu and memMB
+        cpu: cores of a node
+        gpu: GPUs of a node
+        memMB: memory of a node
+        env: environment variables, A=1,B=2
+        mounts: mounts, type=bind,src=/host,dst=/job
+        max_retries: times the scheduler may start the job again
+        max_restarts: times torchrun may restart the processes
+        rdzv_port: port of the rendezvous on the first node, if there are several
+    """
+    resource = specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h)
+    command = ["predict", "--checkpoint", checkpoint, "--data", data, "--out", out]
+    command += ["--keys", keys] if keys else []
+    return _job(command, config, overrides, j, image, resource, env, mounts, max_retries, max_restarts, rdzv_port)
+
+
+def _job(
+    command: List[str],
+    config: str,
+    overrides: Tuple[str, ...],
+    j: str,
+    image: str,
+    resource: specs.Resource,
+    env: Optional[Dict[str, str]],
+    mounts: Optional[List[str]],
+    max_retries: int,
+    max_restarts: int,
+    rdzv_port: int,
+) -> specs.AppDef:
+    """One role: torchrun on every node, the command line's module under it."""
+    min_nodes, nodes, processes, nodes_argument = parse_nnodes(j)
+    # Without an image the job sees this machine's files: everything can be checked before it starts.
+    problem = check_job(command[0], config, overrides, nodes * processes, files_are_here=not image)
+    if problem:
+        print(problem, file=sys.stderr)
+        raise SystemExit(2)
+    threads = max(1, int(resource.cpu) // processes)
+    # The scheduler names the variable that holds the first node's host; some leave it empty on that node itself.
+    endpoint = f"$${{{macros.rank0_env}:=localhost}}:{rdzv_port}" if nodes > 1 else "localhost:0"
+    torchrun = ["torchrun", "--nnodes", nodes_argument, "--nproc-per-node", str(processes)]
+    torchrun += ["--rdzv-backend", "c10d", "--rdzv-id", macros.app_id, "--rdzv-endpoint"]
+    rest = ["--max-restarts", str(max_restarts), "--shutdown-timeout", str(SHUTDOWN_SECONDS)]
+    rest += ["-m", "launch.cli", *command, "--config", config, *overrides]
+    # exec: signals of the scheduler reach torchrun, not a shell.
+    shell = f"exec {shlex.join(torchrun)} {endpoint} {shlex.join(rest)}"
+    return specs.AppDef(
+        name=f"rankmixer-{command[0]}",
+        roles=[
+            specs.Role(
+                name=command[0],
+                image=image,
+                min_replicas=min_nodes,
+                num_replicas=nodes,
+                entrypoint="bash",
+                args=["-c", shell],
+                env={**ENVIRONMENT, "OMP_NUM_THREADS": str(threads), **(env or {})},
+                resource=resource,
+                port_map={"c10d": rdzv_port},
+                max_retries=max_retries,
+                mounts=specs.parse_mounts(mounts) if mounts else [],
+            )
+        ],
+    )

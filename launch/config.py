@@ -1,0 +1,249 @@
+"""The configuration tree: one YAML file, any leaf overridable as `section.key=value`."""
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
+
+from embeddings.kinds import DTYPES, KERNELS, SHARDINGS
+from pipeline.features import Strict, read_text
+from pipeline.schema import Schema, explain
+from rankmixer_head.config import PRESETS, RankMixerConfig
+
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+
+
+class DataConfig(Strict):
+    """Where the rows are and how they become batches."""
+
+    train: str | list[str] = Field(description="Parquet files: path, glob, directory or URL, or a list of them")
+    evaluate: str | list[str] | None = Field(None, description="rows for evaluation during and after training")
+    test: str | list[str] | None = Field(None, description="rows read once, after training, with the best weights")
+    batch_size: PositiveInt = Field(2048, description="global batch size, divided by the number of ranks")
+    evaluate_batch_size: PositiveInt = Field(8192, description="global batch size of evaluation and prediction")
+    window_rows: PositiveInt = Field(262_144, description="rows shuffled together; memory grows with it")
+    threads: PositiveInt = Field(2, description="threads that prepare batches ahead, on each rank")
+
+
+class ModelConfig(Strict):
+    """The RankMixer head; sizes come from the preset unless given."""
+
+    preset: str = Field("tiny", description=f"one of {', '.join(PRESETS)}")
+    tokens: PositiveInt | None = Field(None, description="T, tokens")
+    width: PositiveInt | None = Field(None, description="D, token width; T must divide it")
+    layers: PositiveInt | None = Field(None, description="L, blocks")
+    expansion: PositiveFloat | None = Field(None, description="k, FFN hidden width over D")
+    tokenizer: Literal["slices", "per_group"] = Field("slices", description="slices of equal width, or a token a group")
+    head_hidden: list[PositiveInt] = Field([], description="hidden widths of each task's head; none: one affine map")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on CUDA, fp32 on CPU")
+    tf32: bool = Field(True, description="TF32 matrix products on CUDA")
+    compile: bool = Field(False, description="torch.compile the head")
+
+    def head(self) -> RankMixerConfig:
+        """The head's own configuration."""
+        sizes = {key: getattr(self, key) for key in ("tokens", "width", "layers", "expansion")}
+        return RankMixerConfig.preset(
+            self.preset,
+            tokenizer=self.tokenizer,
+            head_hidden=tuple(self.head_hidden),
+            **{key: value for key, value in sizes.items() if value is not None},
+        )
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "ModelConfig":
+        self.head()
+        return self
+
+
+class DenseOptimizerConfig(Strict):
+    """Optimizer of the dense part."""
+
+    kind: Literal["adamw", "rmsprop", "adagrad", "muon"] = "adamw"
+    lr: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 0.0
+
+
+class SparseOptimizerConfig(Strict):
+    """Optimizer fused into the tables' backward."""
+
+    kind: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
+    lr: PositiveFloat = 0.05
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+
+
+class ScheduleConfig(Strict):
+    """Factor on both learning rates, a function of the step alone."""
+
+    warmup_steps: int = Field(0, ge=0)
+    decay: Literal["none", "linear", "cosine"] = "none"
+    final: float = Field(0.0, ge=0, le=1, description="factor at the last step")
+
+
+class OptimizerConfig(Strict):
+    """How weights change."""
+
+    dense: DenseOptimizerConfig = DenseOptimizerConfig()
+    sparse: SparseOptimizerConfig = SparseOptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    clip_norm: PositiveFloat | None = Field(
+        None, description="bound on the global norm of the dense gradients; tables are updated inside the backward"
+    )
+
+
+class TableConfig(Strict):
+    """Constraints on one table; what is not given the planner chooses."""
+
+    sharding: Literal[SHARDINGS] | None = None  # type: ignore[valid-type]
+    kernel: Literal[KERNELS] | None = Field(None, description="CUDA only; on CPU always fused")  # type: ignore[valid-type]
+    dtype: Literal[DTYPES] = "fp32"  # type: ignore[valid-type]
+
+
+class PlanConfig(Strict):
+    """Constraints on the sharding plan."""
+
+    tables: dict[str, TableConfig] = Field(default_factory=dict)
+    hbm_gb: PositiveFloat | None = Field(None, description="device memory a rank may use; default: what is there")
+    ddr_gb: PositiveFloat | None = Field(None, description="host memory a rank may use; default: its share of the host")
+    init_scale: PositiveFloat = Field(0.01, description="tables start uniform in [-init_scale, init_scale]")
+
+
+class EarlyStopping(Strict):
+    """Stop when the metric has not improved for `patience` evaluations."""
+
+    patience: PositiveInt = 3
+
+
+class TrainConfig(Strict):
+    """The step loop."""
+
+    epochs: PositiveInt = 1
+    max_steps: PositiveInt | None = Field(None, description="stop after so many steps, whatever the epochs")
+    evaluate_every: PositiveInt | None = Field(None, description="steps; None: at the end of each epoch")
+    checkpoint_every: PositiveInt | None = Field(None, description="steps; None: at each evaluation")
+    early_stopping: EarlyStopping | None = None
+    seed: int = Field(0, ge=0)
+    log_seconds: NonNegativeFloat = Field(5.0, description="seconds between progress lines when not on a terminal")
+    log_steps: PositiveInt = Field(10, description="steps between records in log.jsonl and TensorBoard")
+    peak_tflops: PositiveFloat | None = Field(None, description="peak for MFU; default: measured at start")
+
+
+class MetricsConfig(Strict):
+    """What evaluation reports."""
+
+    group: str | None = Field(None, description="column whose values group the rows for GAUC, e.g. user_id")
+    auc_bins: PositiveInt | None = Field(None, description="histogram AUC with so many bins; None: exact")
+    select: Literal["auc", "gauc", "logloss", "ne"] = Field("auc", description="metric that names the best checkpoint")
+
+
+class RunConfig(Strict):
+    """Where the run lives."""
+
+    directory: str = Field("runs/default", description="folder of the run: logs, and checkpoints unless told otherwise")
+    checkpoints: str | None = Field(None, description="path or fsspec URL of checkpoints; default: in the directory")
+    keep: PositiveInt = Field(2, description="newest checkpoints kept, besides the best")
+    resume: Literal["auto", "never"] = Field("auto", description="auto: continue from the newest checkpoint")
+    timeout_seconds: PositiveFloat = Field(600.0, description="limit on every collective")
+
+
+class Config(Strict):
+    """One run."""
+
+    feature_schema: Schema = Field(description="the feature schema, or the path of its YAML file")
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    plan: PlanConfig = PlanConfig()
+    train: TrainConfig = TrainConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    run: RunConfig = RunConfig()
+
+    @field_validator("feature_schema", mode="before")
+    @classmethod
+    def _read_schema(cls, value: Any) -> Any:
+        return Schema.load(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> "Config":
+        unknown = set(self.plan.tables) - set(self.feature_schema.tables)
+        if unknown:
+            raise ValueError(
+                f"plan.tables names {sorted(unknown)}; the schema's tables are {sorted(self.feature_schema.tables)}"
+            )
+        if self.model.tokenizer == "per_group" and self.model.head().tokens != len(self.feature_schema.groups):
+            raise ValueError(
+                f"model.tokens is {self.model.head().tokens}, but tokenizer per_group makes one token of each of the "
+                f"{len(self.feature_schema.groups)} feature groups {list(self.feature_schema.groups)}; set model.tokens "
+                "to that, or use tokenizer slices"
+            )
+        return self
+
+
+def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration file and apply overrides.
+
+    Args:
+        path: YAML file; relative paths inside it are relative to the current directory.
+        overrides: `section.key=value`, the value in YAML.
+
+    Raises:
+        ValueError: the file, the key, what was found and what was expected.
+    """
+    try:
+        tree = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: expected sections such as data and features, found {type(tree).__name__}")
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError("\n".join(f"{path}: {problem}" for problem in explain(error))) from None
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"override {override!r}: expected section.key=value, e.g. optimizer.dense.lr=0.001")
+    *sections, leaf = key.split(".")
+    for section in sections:
+        if tree.get(section) is None:
+            tree[section] = {}
+        tree = tree[section]
+        if not isinstance(tree, dict):
+            raise ValueError(f"override {override!r}: {section} holds a value, not a section")
+    tree[leaf] = yaml.safe_load(value)
+
+
+def dump_config(config: Config) -> dict[str, Any]:
+    """The resolved tree as JSON: the schema inline, enough to rebuild the run."""
+    return json.loads(config.model_dump_json())
+
+
+def json_schema() -> str:
+    """The JSON Schema of a configuration file, for editors."""
+    schema = Config.model_json_schema()
+    inline = schema["properties"]["feature_schema"]
+    schema["properties"]["feature_schema"] = {"anyOf": [{"type": "string"}, inline]}
+    return json.dumps(schema, indent=2)
+
+
+def check_world(config: Config, world_size: int) -> None:
+    """Refuse a world size that does not fit, with the sizes that do.
+
+    Raises:
+        ValueError: a global batch size does not divide by `world_size`.
+    """
+    for key in ("batch_size", "evaluate_batch_size"):
+        size = getattr(config.data, key)
+        if size % world_size:
+            below, above = size // world_size * world_size, (size // world_size + 1) * world_size
+            near = f"{above}" if below == 0 else f"{below} or {above}"
+            fits = [ranks for ranks in range(1, min(size, 64) + 1) if size % ranks == 0]
+            raise ValueError(
+                f"data.{key} is {size}, which {world_size} ranks do not divide; use {near}, or one of {fits} ranks"
+            )

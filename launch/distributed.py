@@ -1,0 +1,96 @@
+"""This process among the others: ranks, device, process groups, and what memory the planner may count on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import psutil
+import torch
+import torch.distributed as dist
+
+from embeddings.sharding import Cluster
+from launch.config import PlanConfig
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One process of the job.
+
+    Args:
+        rank: of W.
+        world_size: W.
+        local_rank: on this node.
+        local_world_size: ranks on this node.
+        device: what this rank computes on.
+        control: a gloo group over all ranks for flags and counts: on CUDA it stalls no stream.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    device: torch.device
+    control: dist.ProcessGroup
+
+    @property
+    def is_first(self) -> bool:
+        """True on the rank that writes and prints."""
+        return self.rank == 0
+
+
+def world_from_environment() -> tuple[int, int, int, int]:
+    """Rank, world size, local rank and local world size as torchrun sets them; without it, one process."""
+    rank, world_size, local_rank, local_world_size = (
+        int(os.environ.get(name, default))
+        for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
+    )
+    return rank, world_size, local_rank, local_world_size
+
+
+@contextmanager
+def process_group(timeout_seconds: float, tf32: bool = True) -> Iterator[Ranks]:
+    """Join the job's process group, and leave it at the end.
+
+    Args:
+        timeout_seconds: limit on every collective.
+        tf32: allow TF32 matrix products on CUDA.
+    """
+    rank, world_size, local_rank, local_world_size = world_from_environment()
+    timeout = timedelta(seconds=timeout_seconds)
+    on_cuda = torch.cuda.is_available()
+    device = torch.device("cuda", local_rank) if on_cuda else torch.device("cpu")
+    if on_cuda:
+        torch.cuda.set_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+    store = dist.HashStore() if "MASTER_ADDR" not in os.environ else None
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
+        store=store,
+        rank=rank if store else -1,
+        world_size=world_size if store else -1,
+        timeout=timeout,
+        device_id=device if on_cuda else None,
+    )
+    try:
+        control = dist.new_group(backend="gloo", timeout=timeout)
+        yield Ranks(rank, world_size, local_rank, local_world_size, device, control)
+    finally:
+        dist.destroy_process_group()
+
+
+def cluster_here(ranks: Ranks, plan: PlanConfig) -> Cluster:
+    """The cluster this job runs on: the least memory any rank has, so that all ranks compute one plan. Collective."""
+    hbm = torch.cuda.get_device_properties(ranks.device).total_memory if ranks.device.type == "cuda" else 0
+    ddr = psutil.virtual_memory().total // ranks.local_world_size
+    bytes_here = torch.tensor([_bytes(plan.hbm_gb, hbm), _bytes(plan.ddr_gb, ddr)], dtype=torch.int64)
+    dist.all_reduce(bytes_here, dist.ReduceOp.MIN, group=ranks.control)
+    hbm_bytes, ddr_bytes = bytes_here.tolist()
+    return Cluster(ranks.device.type, ranks.world_size, ranks.local_world_size, hbm_bytes, ddr_bytes)
+
+
+def _bytes(gigabytes: float | None, found: int) -> int:
+    return found if gigabytes is None else int(gigabytes * 2**30)

@@ -1,0 +1,68 @@
+"""How an error reaches the person: one sentence for their mistake, a traceback for ours, once for the whole job."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+USER_ERROR = 2
+FAILURE = 1
+
+# Time in which the agent ends the other ranks after one has said what is wrong.
+SECONDS_TO_BE_STOPPED = 5.0
+
+_OUR_FOLDERS = {Path(__file__).parents[1] / name for name in ("pipeline", "embeddings", "rankmixer_head", "launch")}
+
+
+def is_user_error(error: BaseException) -> bool:
+    """True for a ValueError raised by this project's own code: its message is written for the user.
+
+    A ValueError from inside a library says nothing to the user without its traceback.
+    """
+    if not isinstance(error, ValueError) or error.__traceback__ is None:
+        return False
+    *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
+    return Path(frame.f_code.co_filename).resolve().parent in _OUR_FOLDERS
+
+
+def run_reporting_errors(command: Callable[[], None]) -> int:
+    """Run a command and return its exit status: 0, 2 for the user's mistakes, 1 for anything else.
+
+    Under torchrun the message goes to torchelastic's error file, which the agent prints once. Every rank may see the
+    same mistake: rank 0 speaks first, the others wait to be stopped, and speak only if they were not.
+    """
+    try:
+        command()
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        from pipeline.train_pipeline import PeerFailed
+
+        if isinstance(error, PeerFailed):
+            time.sleep(SECONDS_TO_BE_STOPPED)
+            return FAILURE
+        message = f"rankmixer: error: {error}" if is_user_error(error) else traceback.format_exc()
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(_seconds_before_speaking())
+        _report(message)
+        return USER_ERROR if is_user_error(error) else FAILURE
+    return 0
+
+
+def _seconds_before_speaking() -> float:
+    return SECONDS_TO_BE_STOPPED / 2
+
+
+def _report(message: str) -> None:
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path is None:
+        print(message, file=sys.stderr, flush=True)
+        return
+    # torchelastic's own format; without a `py_callstack` its agent prints the message alone.
+    record = {"message": {"message": message, "extraInfo": {"timestamp": int(time.time())}}}
+    Path(path).write_text(json.dumps(record))

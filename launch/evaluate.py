@@ -1,0 +1,56 @@
+"""`rankmixer evaluate` and `rankmixer predict`: one pass over some rows with the weights of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from launch.build import Build, build
+from launch.config import Config, check_world
+from launch.distributed import Ranks, cluster_here, process_group
+from launch.job import checkpoints_of, choose_checkpoint, evaluate, outputs, pass_reader, print_result, restore
+from launch.parts import ParquetParts
+
+
+def evaluate_checkpoint(config: Config, checkpoint: str) -> None:
+    """Print the metrics of a checkpoint on data.test, or data.evaluate, as one JSON line."""
+    paths = config.data.test or config.data.evaluate
+    if paths is None:
+        raise ValueError("data.test and data.evaluate are both empty; give one, e.g. data.test=FILES")
+    with process_group(config.run.timeout_seconds, config.model.tf32) as ranks:
+        built, name = _restored(config, ranks, checkpoint)
+        metrics = evaluate(config, built, ranks, paths)
+        if ranks.is_first:
+            print_result({"checkpoint": name, **metrics})
+
+
+def predict(config: Config, checkpoint: str, data: str, out: str, keys: Sequence[str]) -> None:
+    """Write `keys` and one column TASK_probability per task for every row of `data` into the directory `out`."""
+    tasks = config.feature_schema.tasks
+    names = [f"{task}_probability" for task in tasks]
+    taken = sorted(set(keys) & set(names))
+    if taken:
+        raise ValueError(f"--keys names {taken}, which are columns of the output; leave them out")
+    with process_group(config.run.timeout_seconds, config.model.tf32) as ranks:
+        reader = pass_reader(config, ranks, data, keys=keys, labels=False)
+        built, name = _restored(config, ranks, checkpoint)
+        with ParquetParts(out, ranks) as parts:
+            for output in outputs(built, ranks, reader):
+                key_columns = output.batch.keys
+                assert key_columns is not None
+                probabilities_BK = output.logits_BK.float().sigmoid().cpu()[: key_columns.num_rows]
+                for task_name, column in zip(names, probabilities_BK.unbind(1), strict=True):
+                    key_columns = key_columns.append_column(task_name, pa.array(column.numpy()))
+                parts.write(key_columns)
+        if ranks.is_first:
+            print_result({"checkpoint": name, "rows": reader.num_rows, "out": out})
+
+
+def _restored(config: Config, ranks: Ranks, checkpoint: str) -> tuple[Build, str]:
+    check_world(config, ranks.world_size)
+    checkpoints = checkpoints_of(config)
+    name = choose_checkpoint(checkpoints, checkpoint)
+    built = build(config, ranks, cluster_here(ranks, config.plan), total_steps=1)
+    restore(built, ranks, checkpoints, name, config)
+    return built, name

@@ -1,0 +1,166 @@
+"""What training, evaluation and prediction share: readers, passes over the data, and the weights of a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from launch.build import Build
+from launch.config import Config
+from launch.distributed import Ranks
+from launch.ranker import Output
+from pipeline.batch import Batch
+from pipeline.checkpoint import Checkpoints
+from pipeline.dataset import ParquetDataset
+from pipeline.hashing import hash_integers, hash_strings
+from pipeline.metrics import Metrics
+from pipeline.reader import BatchReader
+from pipeline.train_pipeline import AgreedPipeline
+
+
+def training_reader(config: Config, ranks: Ranks) -> BatchReader:
+    """This rank's shuffled training batches."""
+    return BatchReader(
+        ParquetDataset(config.data.train, config.feature_schema),
+        batch_size=config.data.batch_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        shuffle=True,
+        seed=config.train.seed,
+        window_rows=config.data.window_rows,
+        threads=config.data.threads,
+        pin=ranks.device.type == "cuda",
+    )
+
+
+def pass_reader(
+    config: Config, ranks: Ranks, paths: str | list[str], *, keys: Sequence[str], labels: bool = True
+) -> BatchReader:
+    """This rank's part of one pass over `paths` in file order, with key columns."""
+    return BatchReader(
+        ParquetDataset(paths, config.feature_schema, keys=keys, labels=labels),
+        batch_size=config.data.evaluate_batch_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        shuffle=False,
+        threads=config.data.threads,
+        pin=ranks.device.type == "cuda",
+    )
+
+
+def outputs(built: Build, ranks: Ranks, reader: BatchReader) -> Iterator[Output]:
+    """Run the model over every row once, in evaluation mode. Collective; every rank sees the same number of steps."""
+    pipeline = AgreedPipeline(built.model, built.optimizer, ranks.device, ranks.control)
+    built.model.eval()
+    try:
+        with torch.no_grad(), closing(reader.epoch(0)) as batches:
+            for _ in range(reader.steps()):
+                yield pipeline.progress(batches)
+    finally:
+        pipeline.detach()
+        built.model.train()
+
+
+def evaluate(config: Config, built: Build, ranks: Ranks, paths: str | list[str]) -> dict[str, float]:
+    """Metrics of the model over `paths`, equal on all ranks. Collective."""
+    group = config.metrics.group
+    reader = pass_reader(config, ranks, paths, keys=[group] if group else [])
+    metrics = Metrics(config.feature_schema.tasks, group=group, auc_bins=config.metrics.auc_bins)
+    for output in outputs(built, ranks, reader):
+        batch = output.batch
+        groups_B = group_ids(batch, group) if group else None
+        metrics.update(output.logits_BK, batch.labels_BK, batch.weights_B, groups_B)
+    return metrics.compute(ranks.control)
+
+
+def group_ids(batch: Batch, column: str) -> torch.Tensor:
+    """Which group each example belongs to, as int64: the hash of its value, equal on all ranks; padding is group 0.
+
+    Raises:
+        ValueError: the column holds neither integers nor strings.
+    """
+    assert batch.keys is not None
+    values = batch.keys[column].combine_chunks()
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if pa.types.is_integer(values.type):
+        hashes = hash_integers(values.fill_null(0).to_numpy(zero_copy_only=False))
+    elif pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+        hashes = hash_strings(values)
+    else:
+        raise ValueError(f"metrics.group: column {column} is {values.type}; expected integers or strings")
+    groups_B = torch.zeros(len(batch.weights_B), dtype=torch.int64)
+    groups_B[: len(hashes)] = torch.from_numpy(hashes.view(np.int64))
+    return groups_B
+
+
+def print_result(result: dict[str, Any]) -> None:
+    """Print one JSON object on a line; a metric that is not defined is null."""
+    print(json.dumps({key: None if value != value else value for key, value in result.items()}), flush=True)
+
+
+def checkpoints_of(config: Config) -> Checkpoints:
+    """The checkpoints of the run's directory."""
+    return Checkpoints(config.run.checkpoints or f"{config.run.directory}/checkpoints", keep=config.run.keep)
+
+
+def choose_checkpoint(checkpoints: Checkpoints, which: str) -> str:
+    """The name behind `best`, `latest` or a name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    names = checkpoints.names()
+    name = {"best": checkpoints.best, "latest": checkpoints.latest}.get(which, lambda: which)()
+    if name not in names:
+        raise ValueError(
+            f"{checkpoints.directory}: no checkpoint {which!r}; found {', '.join(names) or 'none'}; train first, "
+            "or set run.directory to a run that has one"
+        )
+    return name
+
+
+def random_state(ranks: Ranks) -> dict[str, dict[str, torch.Tensor]]:
+    """The state of torch's generators on this rank, under a name of its own."""
+    state = {"cpu": torch.get_rng_state()}
+    if ranks.device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(ranks.device)
+    return {f"rank-{ranks.rank}": state}
+
+
+def restore(
+    built: Build, ranks: Ranks, checkpoints: Checkpoints, name: str, config: Config, *, to_resume: bool = False
+) -> None:
+    """Load a checkpoint into a built model and its optimizers. Collective.
+
+    Args:
+        to_resume: take over the random state too, if it comes from as many ranks on the same kind of device.
+
+    Raises:
+        ValueError: the checkpoint belongs to another feature schema, or its tensors to another model.
+    """
+    meta = checkpoints.meta(name)
+    found, expected = meta["schema_digest"], config.feature_schema.digest()
+    if found != expected:
+        raise ValueError(
+            f"{checkpoints.directory}/{name} was trained with another feature schema (digest {found[:12]}, this one "
+            f"is {expected[:12]}); use the schema it was trained with, or another run.directory"
+        )
+    # Lazy state must exist to be loaded into; creating it moves weights, so it comes first.
+    built.optimizer.init_dense_state()
+    state = built.state()
+    if to_resume and (meta["world_size"], meta["device"]) == (ranks.world_size, ranks.device.type):
+        state["random"] = random_state(ranks)
+    checkpoints.load(name, state)
+    built.load_state(state)
+    if "random" in state:
+        generators = state["random"][f"rank-{ranks.rank}"]
+        torch.set_rng_state(generators["cpu"])
+        if "cuda" in generators:
+            torch.cuda.set_rng_state(generators["cuda"], ranks.device)

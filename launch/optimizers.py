@@ -1,0 +1,140 @@
+"""One optimizer over two: tables updated inside the backward, the dense part after it; one schedule for both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torchrec.optim
+from torch import nn
+from torch.distributed.optim import (
+    _apply_optimizer_in_backward as apply_optimizer_in_backward,  # torchrec's wrapper of it is deprecated
+)
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
+
+from launch.config import DenseOptimizerConfig, ScheduleConfig, SparseOptimizerConfig
+from launch.muon import StackedMuon
+
+SPARSE = {
+    "rowwise_adagrad": torchrec.optim.RowWiseAdagrad,
+    "adagrad": torch.optim.Adagrad,
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+}
+
+
+def fuse_sparse_optimizer(tables: nn.Module, config: SparseOptimizerConfig, device: torch.device) -> None:
+    """Make every table update itself in the backward. Call before sharding.
+
+    Raises:
+        ValueError: the optimizer has no kernel on this device.
+    """
+    if config.kind == "adam" and device.type == "cpu":
+        raise ValueError(
+            "optimizer.sparse.kind is adam, which FBGEMM has on CUDA only; on CPU use rowwise_adagrad, adagrad or sgd"
+        )
+    arguments: dict[str, Any] = {"lr": config.lr}
+    if config.kind != "sgd":
+        arguments["eps"] = config.eps
+    if config.weight_decay:
+        arguments["weight_decay"] = config.weight_decay
+    apply_optimizer_in_backward(SPARSE[config.kind], tables.parameters(), arguments)
+
+
+def dense_optimizer(params: Mapping[str, nn.Parameter], config: DenseOptimizerConfig) -> KeyedOptimizer:
+    """The optimizer of everything that is not a table, its state keyed by parameter name.
+
+    `muon` takes the per-token matrices, which are stacks of three dimensions; AdamW everything else.
+    """
+    lr, decay = config.lr, config.weight_decay
+    factories: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+        "adamw": lambda ps: torch.optim.AdamW(ps, lr=lr, weight_decay=decay),
+        "rmsprop": lambda ps: torch.optim.RMSprop(ps, lr=lr, weight_decay=decay),
+        "adagrad": lambda ps: torch.optim.Adagrad(ps, lr=lr, weight_decay=decay),
+        "muon": lambda ps: StackedMuon(ps, lr=lr, weight_decay=decay),
+    }
+    if config.kind != "muon":
+        return KeyedOptimizerWrapper(params, factories[config.kind])
+    matrices = {name: param for name, param in params.items() if param.ndim == 3}
+    rest = {name: param for name, param in params.items() if param.ndim != 3}
+    return CombinedOptimizer(
+        [
+            ("", KeyedOptimizerWrapper(matrices, factories["muon"])),
+            ("", KeyedOptimizerWrapper(rest, factories["adamw"])),
+        ]
+    )
+
+
+def schedule_factor(config: ScheduleConfig, step: int, total_steps: int) -> float:
+    """Factor on every learning rate at `step` (from 0): linear warm-up, then decay to `final` at the last step.
+
+    >>> config = ScheduleConfig(warmup_steps=2, decay="linear", final=0.0)
+    >>> [schedule_factor(config, step, total_steps=6) for step in range(7)]
+    [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
+    """
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    done = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
+    if config.decay == "linear":
+        return 1 - (1 - config.final) * done
+    if config.decay == "cosine":
+        return config.final + (1 - config.final) * (1 + math.cos(math.pi * done)) / 2
+    return 1.0
+
+
+class RankerOptimizer(CombinedOptimizer):
+    """The tables' fused optimizer and the dense one, with clipping and a schedule.
+
+    Args:
+        fused: `DistributedModelParallel.fused_optimizer`. It must be in here: the tables read their learning rate from
+            its param_groups at `zero_grad`, which the train pipeline calls before the forward.
+        dense: from `dense_optimizer`.
+        schedule: both follow it.
+        total_steps: steps of the whole run, the end of the decay.
+        clip_norm: bound on the global norm of the dense gradients; None: not clipped, and the norm is not computed.
+    """
+
+    def __init__(
+        self,
+        fused: KeyedOptimizer,
+        dense: KeyedOptimizer,
+        schedule: ScheduleConfig,
+        total_steps: int,
+        clip_norm: float | None,
+    ) -> None:
+        super().__init__([("", fused), ("", dense)])
+        self.dense = dense
+        self.clip_norm = clip_norm
+        self.grad_norm: torch.Tensor | None = None
+        self._schedule, self._total_steps = schedule, total_steps
+        self._base_lrs = [float(group["lr"]) for group in self.param_groups]
+
+    def follow_schedule(self, step: int) -> None:
+        """Set the learning rates of `step`; call before the step's `zero_grad`."""
+        factor = schedule_factor(self._schedule, step, self._total_steps)
+        for group, base_lr in zip(self.param_groups, self._base_lrs, strict=True):
+            group["lr"] = base_lr * factor
+
+    @property
+    def learning_rates(self) -> tuple[float, float]:
+        """(tables, dense) as they are now."""
+        groups = list(self.param_groups)
+        return float(groups[0]["lr"]), float(groups[-1]["lr"])
+
+    def step(self, closure: Any = None) -> None:
+        """Clip, then update the dense part; the tables have updated themselves."""
+        if self.clip_norm is not None:
+            self.grad_norm = torch.nn.utils.clip_grad_norm_(list(self.dense.params.values()), self.clip_norm)
+        super().step(closure)
+
+    def init_dense_state(self) -> None:
+        """Create the dense optimizer's state, which is lazy, so that a checkpoint can be loaded into it.
+
+        It takes a step with zero gradients, which moves decayed weights: load the weights afterwards.
+        """
+        for param in self.dense.params.values():
+            param.grad = torch.zeros_like(param)
+        self.dense.step()
+        self.dense.zero_grad(set_to_none=True)

@@ -1,0 +1,81 @@
+"""`rankmixer plan`: where every table and the head would go, for machines that need not exist here."""
+
+from __future__ import annotations
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from embeddings.sharding import Cluster, Shard, plan_shards
+from launch.build import build_ranker, head_bytes, plan, table_collection
+from launch.config import Config, SparseOptimizerConfig, check_world
+
+GIB = 2**30
+
+
+def show_plan(config: Config, cluster: Cluster) -> None:
+    """Print the shards of every table, and the memory of every rank.
+
+    Counted are weights and optimizer states of the tables, and five fp32 copies of the head (weights, gradients, two
+    optimizer states, DDP's buckets); not counted are activations, batches and communication buffers.
+
+    Raises:
+        ValueError: the batch does not divide by the ranks, or no plan fits their memory.
+    """
+    check_world(config, cluster.world_size)
+    ranker = build_ranker(config, torch.device(cluster.device))
+    shards = plan_shards(plan(config, ranker, cluster), table_collection(ranker))
+    console = Console()
+    console.print(_shards(shards))
+    console.print(_ranks(config, cluster, shards, head_bytes(ranker)))
+    head_parameters = sum(parameter.numel() for parameter in ranker.head.parameters())
+    table_parameters = sum(table.rows * table.dim for table in config.feature_schema.tables.values())
+    console.print(
+        f"head: {head_parameters:,} parameters, {ranker.head.flops_per_example():,} forward FLOPs an example; "
+        f"tables: {table_parameters:,} parameters"
+    )
+
+
+def _shards(shards: list[Shard]) -> Table:
+    view = Table("table", "sharding", "kernel", "rank", "rows", "columns", "MiB", title="Shards")
+    for shard in shards:
+        (row, column), (rows, columns) = shard.offset, shard.size
+        view.add_row(
+            shard.table,
+            shard.sharding,
+            shard.kernel,
+            str(shard.rank),
+            f"{row:,} to {row + rows:,}",
+            f"{column} to {column + columns}",
+            f"{shard.bytes / 2**20:.2f}",
+        )
+    return view
+
+
+def _ranks(config: Config, cluster: Cluster, shards: list[Shard], head: int) -> Table:
+    limit = cluster.hbm_bytes if cluster.device == "cuda" else cluster.ddr_bytes
+    view = Table("rank", "node", "tables GiB", "their states GiB", "head GiB", "total GiB", "of limit", title="Memory")
+    for rank in range(cluster.world_size):
+        here = [shard for shard in shards if shard.rank == rank]
+        tables = sum(shard.bytes for shard in here)
+        states = sum(state_bytes(config.optimizer.sparse, *shard.size) for shard in here)
+        total = tables + states + head
+        view.add_row(
+            str(rank),
+            str(rank // cluster.local_world_size),
+            *(f"{size / GIB:.3f}" for size in (tables, states, head, total)),
+            f"{total / limit:.1%}",
+        )
+    return view
+
+
+def state_bytes(optimizer: SparseOptimizerConfig, rows: int, columns: int) -> int:
+    """Bytes of the fused optimizer's state for a shard, fp32.
+
+    >>> state_bytes(SparseOptimizerConfig(kind="rowwise_adagrad"), rows=1000, columns=16)
+    4000
+    >>> state_bytes(SparseOptimizerConfig(kind="adam"), rows=1000, columns=16)
+    128000
+    """
+    values = {"sgd": 0, "rowwise_adagrad": rows, "adagrad": rows * columns, "adam": 2 * rows * columns}
+    return 4 * values[optimizer.kind]

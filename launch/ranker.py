@@ -1,0 +1,81 @@
+"""The whole model: embeddings, head and loss, in the shape TorchRec's pipelines ask for."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.batch import Batch
+from rankmixer_head import RankMixer
+
+
+class Output(NamedTuple):
+    """What a step hands back besides the loss it differentiates.
+
+    Args:
+        loss: this rank's share of the global mean loss, times W; its mean over ranks is the global loss.
+        logits_BK: one logit a task.
+        batch: the batch they belong to: in a pipeline the caller holds a later one.
+    """
+
+    loss: Tensor
+    logits_BK: Tensor
+    batch: Batch
+
+
+class TaskLoss(nn.Module):
+    """Weighted log loss over examples and tasks.
+
+    loss = loss_scale * sum_bk weight_b * task_weight_k * BCE(logit_bk, label_bk), where the training pipeline has set
+    loss_scale = W / sum of the global batch's weights: averaged over ranks, as DDP does with gradients, that is the
+    weighted mean over the global batch, however the weights lie on the ranks.
+    """
+
+    weight_K: Tensor
+
+    def __init__(self, task_weights: list[float]) -> None:
+        super().__init__()
+        self.register_buffer("weight_K", torch.tensor(task_weights, dtype=torch.float32), persistent=False)
+
+    def forward(self, logits_BK: Tensor, batch: Batch) -> Tensor:
+        """Return the scalar loss, in fp32."""
+        loss_BK = F.binary_cross_entropy_with_logits(logits_BK.float(), batch.labels_BK, reduction="none")
+        return batch.loss_scale * (batch.weights_B @ loss_BK @ self.weight_K)
+
+
+class Ranker(nn.Module):
+    """Batch -> (loss, Output). Straight-line glue: the train pipeline traces this forward to find the tables' input.
+
+    Args:
+        embeddings: (sparse, dense_BF) -> x_BI.
+        head: x_BI -> logits_BK.
+        task_weights: weight of each task's loss.
+        autocast: dtype of the head's matrix products; None: fp32.
+        device_type: where the head runs; the tracer cannot ask a batch for it.
+    """
+
+    def __init__(
+        self,
+        embeddings: nn.Module,
+        head: RankMixer,
+        task_weights: list[float],
+        autocast: torch.dtype | None = None,
+        device_type: str = "cpu",
+    ) -> None:
+        super().__init__()
+        self.embeddings = embeddings
+        self.head = head
+        self.loss = TaskLoss(task_weights)
+        self.autocast = autocast
+        self.device_type = device_type
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Output]:
+        """Return the loss to differentiate and what the loop and the evaluation need."""
+        x_BI = self.embeddings(batch.sparse, batch.dense_BF)
+        with torch.autocast(self.device_type, self.autocast, enabled=self.autocast is not None):
+            logits_BK = self.head(x_BI)
+        loss = self.loss(logits_BK, batch)
+        return loss, Output(loss.detach(), logits_BK.detach(), batch)

@@ -1,0 +1,208 @@
+"""`rankmixer train`: from files to a trained, evaluated, resumable model."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
+
+from launch.build import Build, build
+from launch.config import Config, check_world, dump_config
+from launch.distributed import Ranks, cluster_here, process_group
+from launch.job import checkpoints_of, evaluate, print_result, random_state, restore, training_reader
+from launch.peak import peak_flops
+from launch.versions import versions
+from pipeline.checkpoint import Checkpoints
+from pipeline.collective import together
+from pipeline.journal import Journal
+from pipeline.loop import Loop, Pace, Position
+from pipeline.train_pipeline import AgreedPipeline
+
+LOWER_IS_BETTER = ("logloss", "ne")
+
+
+def train(config: Config) -> None:
+    """Train, evaluate, save; resume if the run directory holds a checkpoint. Prints one JSON line at the end."""
+    with process_group(config.run.timeout_seconds, config.model.tf32) as ranks:
+        check_world(config, ranks.world_size)
+        result = Training(config, ranks).run()
+        if ranks.is_first:
+            print_result(result)
+
+
+class Training:
+    """One run on one rank: everything that outlives a step.
+
+    Args:
+        config: the run.
+        ranks: this process.
+    """
+
+    def __init__(self, config: Config, ranks: Ranks) -> None:
+        self.config, self.ranks = config, ranks
+        self.checkpoints: Checkpoints = checkpoints_of(config)
+        reader = training_reader(config, ranks)
+        resumed = self.checkpoints.latest()
+        if resumed and config.run.resume == "never":
+            raise ValueError(
+                f"{self.checkpoints.directory} holds {resumed} and run.resume is never; give another run.directory, "
+                "remove this one, or set run.resume=auto"
+            )
+        self.meta: dict[str, Any] = self.checkpoints.meta(resumed) if resumed else {}
+        pace = Pace(
+            epochs=config.train.epochs,
+            max_steps=config.train.max_steps,
+            evaluate_every=config.train.evaluate_every,
+            checkpoint_every=config.train.checkpoint_every,
+            log_every=config.train.log_steps,
+        )
+        position = Position(**self.meta.get("position", {}))
+        self.total_steps = pace.total_steps(position, reader)
+        self.built: Build = build(config, ranks, cluster_here(ranks, config.plan), self.total_steps)
+        if resumed:
+            restore(self.built, ranks, self.checkpoints, resumed, config, to_resume=True)
+            self.built.optimizer.set_optimizer_step(position.step)  # FBGEMM's Adam counts steps outside its state
+        self.evaluation: dict[str, float] = self.meta.get("evaluation", {})
+        self.evaluated_step: int | None = None
+        self.best: float = self.meta.get("best", -math.inf)
+        self.evaluations_since_best: int = self.meta.get("evaluations_since_best", 0)
+        self.peak = config.train.peak_tflops * 1e12 if config.train.peak_tflops else peak_flops(ranks.device)
+        self.journal = self._journal(resumed)
+        self.pipeline = AgreedPipeline(self.built.model, self.built.optimizer, ranks.device, ranks.control)
+        self.loop = Loop(
+            pipeline=self.pipeline,
+            reader=reader,
+            pace=pace,
+            position=position,
+            before_step=self.built.optimizer.follow_schedule,
+            report=self.report,
+            evaluate=self.evaluate,
+            save=self.save,
+        )
+
+    def _journal(self, resumed: str | None) -> Journal | None:
+        if not self.ranks.is_first:
+            return None
+        journal = Journal(
+            self.config.run.directory,
+            total_steps=self.total_steps,
+            resume_step=self.meta["position"]["step"] if resumed else 0,
+            seconds=self.config.train.log_seconds,
+        )
+        journal.event(
+            "start",
+            self.meta.get("position", {}).get("step", 0),
+            resumed_from=resumed,
+            world_size=self.ranks.world_size,
+            dense_parameters=self.built.dense_parameters,
+            table_parameters=sum(table.rows * table.dim for table in self.config.feature_schema.tables.values()),
+            flops_per_example=self.built.flops_per_example,
+            peak_tflops=self.peak / 1e12,
+            versions=versions(),
+        )
+        return journal
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end, then read the test rows once with the best weights."""
+        try:
+            self.built.model.train()
+            self.loop.run()
+            return self.finish()
+        finally:
+            if self.journal:
+                self.journal.close()
+
+    def report(self, step: int, *, epoch: int, loss: float, examples_per_second: float, wait: float) -> None:
+        """Tell the journal what the last steps did; rank 0 speaks for all."""
+        if self.journal is None:
+            return
+        # A training step's matrix products are three times the forward's.
+        flops = 3 * self.built.flops_per_example * examples_per_second / self.ranks.world_size
+        lr_sparse, lr_dense = self.built.optimizer.learning_rates
+        grad_norm = self.built.optimizer.grad_norm
+        self.journal.step(
+            step,
+            epoch=epoch,
+            loss=loss,
+            examples_per_second=examples_per_second,
+            wait=wait,
+            mfu=flops / self.peak,
+            lr_sparse=lr_sparse,
+            lr_dense=lr_dense,
+            **({} if grad_norm is None else {"grad_norm": float(grad_norm)}),
+        )
+
+    def evaluate(self, position: Position) -> bool:
+        """Evaluate on data.evaluate; True when early stopping says that it is enough."""
+        self.tell_mended(position)
+        if self.config.data.evaluate is None:
+            return False
+        self.pipeline.detach()
+        self.evaluation = evaluate(self.config, self.built, self.ranks, self.config.data.evaluate)
+        self.evaluated_step = position.step
+        if self.journal:
+            self.journal.event("evaluate", position.step, epoch=position.epoch, **self.evaluation)
+        score = self.score()
+        # A metric that is not defined (nan: one class only) is never the best.
+        if score > self.best:
+            self.best, self.evaluations_since_best = score, 0
+        else:
+            self.evaluations_since_best += 1
+        stopping = self.config.train.early_stopping
+        return stopping is not None and self.evaluations_since_best >= stopping.patience
+
+    def tell_mended(self, position: Position) -> None:
+        """Say how many values the schema's policies have mended in the training rows so far, on all ranks."""
+        counts: Counter[str] = Counter()
+        for mended in together("cannot count what was mended", lambda: dict(self.loop.reader.mended)):
+            counts.update(mended)
+        if counts and self.journal:
+            self.journal.event("mended", position.step, **counts)
+
+    def score(self) -> float:
+        """The selecting metric of the last evaluation, higher is better; the mean over tasks."""
+        name = self.config.metrics.select
+        tasks = self.config.feature_schema.tasks
+        keys = [name] if len(tasks) == 1 else [f"{task}/{name}" for task in tasks]
+        mean = sum(self.evaluation[key] for key in keys) / len(keys)
+        return -mean if name in LOWER_IS_BETTER else mean
+
+    def save(self, position: Position) -> None:
+        """Write a checkpoint: model, tables, optimizers, random state; position and everything else as JSON."""
+        state = {**self.built.state(), "random": random_state(self.ranks)}
+        evaluated_here = self.evaluated_step == position.step
+        meta = {
+            "position": asdict(position),
+            "evaluation": self.evaluation,
+            "best": self.best,
+            "evaluations_since_best": self.evaluations_since_best,
+            "config": dump_config(self.config),
+            "schema_digest": self.config.feature_schema.digest(),
+            "plan": [asdict(shard) for shard in self.built.plan],
+            "world_size": self.ranks.world_size,
+            "device": self.ranks.device.type,
+            "versions": versions(),
+        }
+        name = self.checkpoints.save(position.step, state, meta, metric=self.score() if evaluated_here else None)
+        if self.journal:
+            self.journal.event("checkpoint", position.step, name=name)
+
+    def finish(self) -> dict[str, Any]:
+        """The run's result: its last evaluation, and the test metrics of its best checkpoint."""
+        config = self.config
+        result: dict[str, Any] = {"steps": self.loop.position.step, **self.evaluation}
+        best = self.checkpoints.best()
+        if config.data.test is not None:
+            if best is not None:
+                self.pipeline.detach()
+                restore(self.built, self.ranks, self.checkpoints, best, config)
+            test = evaluate(config, self.built, self.ranks, config.data.test)
+            result = {
+                "steps": self.loop.position.step,
+                "checkpoint": best,
+                **{f"test_{key}": value for key, value in test.items()},
+            }
+        if self.journal:
+            self.journal.event("finish", self.loop.position.step, **result)
+        return result

@@ -1,0 +1,157 @@
+"""The step loop: knows batches, steps and boundaries; not what the model is."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+
+from pipeline.batch import Batch
+from pipeline.reader import BatchReader
+from pipeline.train_pipeline import AgreedPipeline
+
+
+class DivergedError(ValueError):
+    """The training loss is no longer a number."""
+
+
+@dataclass
+class Position:
+    """Where training stands: after `step` steps, the next row is `row` of `epoch`. Valid for any number of ranks."""
+
+    step: int = 0
+    epoch: int = 0
+    row: int = 0
+
+
+@dataclass(frozen=True)
+class Pace:
+    """When the loop stops, evaluates and saves; in steps."""
+
+    epochs: int
+    max_steps: int | None = None
+    evaluate_every: int | None = None
+    checkpoint_every: int | None = None
+    log_every: int = 10
+
+    def total_steps(self, position: Position, reader: BatchReader) -> int:
+        """Step number at which training from `position` ends if nothing stops it early."""
+        steps = position.step
+        if position.epoch < self.epochs:
+            steps += reader.steps(position.row) + reader.steps() * (self.epochs - position.epoch - 1)
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+
+class StepReport(Protocol):
+    """Called with what the last few steps did."""
+
+    def __call__(self, step: int, *, epoch: int, loss: float, examples_per_second: float, wait: float) -> None:
+        """Args: mean global loss, global examples a second, share of the time spent waiting for data."""
+
+
+@dataclass
+class Loop:
+    """Train from a position to the end.
+
+    Between boundaries the pipeline runs full; at a boundary (evaluation, checkpoint, end of an epoch) it has run dry,
+    so the position is that of the batch trained last, and the model may be evaluated or saved.
+
+    Args:
+        pipeline: takes batches, trains.
+        reader: this rank's batches, in the order of (seed, epoch).
+        pace: when to stop at a boundary.
+        position: where to begin; kept up to date.
+        before_step: sets the learning rates of a step.
+        report: every `pace.log_every` steps and at boundaries, on every rank.
+        evaluate: at its boundaries; returns True to stop early.
+        save: at its boundaries, after evaluation.
+    """
+
+    pipeline: AgreedPipeline
+    reader: BatchReader
+    pace: Pace
+    position: Position
+    before_step: Callable[[int], None]
+    report: StepReport
+    evaluate: Callable[[Position], bool]
+    save: Callable[[Position], None]
+    _losses: list[torch.Tensor] = field(default_factory=list)
+    _since: float = 0.0
+
+    def run(self) -> None:
+        """Train to the end of the pace, or until `evaluate` says to stop."""
+        last_step = self.pace.total_steps(self.position, self.reader)
+        while self.position.step < last_step:
+            batches = self.reader.epoch(self.position.epoch, self.position.row)
+            try:
+                if self._run_epoch(batches, self.position.epoch, last_step):
+                    return
+            finally:
+                batches.close()
+
+    def _run_epoch(self, batches: Iterator[Batch], epoch: int, last_step: int) -> bool:
+        while self.position.epoch == epoch and self.position.step < last_step:
+            steps = min(self._steps_to_boundary(), last_step - self.position.step)
+            self._train(itertools.islice(batches, steps), steps)
+            at_end = self.position.epoch != epoch or self.position.step == last_step
+            stop = self._is_due(self.pace.evaluate_every, at_end) and self.evaluate(self.position)
+            if stop or self._is_due(self.pace.checkpoint_every or self.pace.evaluate_every, at_end):
+                self.save(self.position)
+            if stop:
+                return True
+        return False
+
+    def _steps_to_boundary(self) -> int:
+        step, distances = self.position.step, [self.reader.steps(self.position.row)]
+        for every in (self.pace.evaluate_every, self.pace.checkpoint_every):
+            if every is not None:
+                distances.append(every - step % every)
+        return min(distances)
+
+    def _is_due(self, every: int | None, at_end: bool) -> bool:
+        return at_end or (every is not None and self.position.step % every == 0)
+
+    def _train(self, batches: Iterator[Batch], steps: int) -> None:
+        self._restart_clock()
+        start = self.position.row
+        for done in range(1, steps + 1):
+            self.before_step(self.position.step)
+            self._losses.append(self.pipeline.progress(batches).loss)
+            self.position.step += 1
+            epoch = self.position.epoch
+            self.position.epoch, self.position.row = self.reader.next_position(epoch, start, done)
+            if self.position.step % self.pace.log_every == 0 or done == steps:
+                self._report(epoch)
+
+    def _restart_clock(self) -> None:
+        self._losses.clear()
+        self._since = time.perf_counter()
+        self.pipeline.wait_seconds = 0.0
+
+    def _report(self, epoch: int) -> None:
+        # Each rank's loss is its share times W: the mean over ranks and steps is the mean global loss.
+        loss_and_wait = torch.tensor([torch.stack(self._losses).mean().item(), self.pipeline.wait_seconds])
+        dist.all_reduce(loss_and_wait, group=self.pipeline.control)
+        loss, wait_seconds = (loss_and_wait / self.pipeline.control.size()).tolist()
+        seconds = time.perf_counter() - self._since
+        step = self.position.step
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"the loss is {loss} after step {step} (epoch {epoch}); nothing was saved since the last checkpoint. "
+                "Lower optimizer.dense.lr or optimizer.sparse.lr, set optimizer.clip_norm, or look for huge numbers "
+                "in the dense features"
+            )
+        self.report(
+            step,
+            epoch=epoch,
+            loss=loss,
+            examples_per_second=len(self._losses) * self.reader.batch_size / seconds,
+            wait=wait_seconds / seconds,
+        )
+        self._restart_clock()

@@ -1,0 +1,86 @@
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from launch.config import Config, check_world, dump_config, json_schema, load_config
+
+TREE = {
+    "feature_schema": {
+        "features": {
+            "user": {"kind": "id", "range": 10, "dim": 8, "group": "user"},
+            "price": {"kind": "number", "group": "item"},
+        },
+        "labels": {"click": {}},
+    },
+    "data": {"train": "nowhere", "batch_size": 12},
+}
+
+
+def write(tmp_path: Path, tree: object) -> str:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    return str(path)
+
+
+def test_defaults_and_overrides(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, TREE), ["optimizer.dense.lr=0.5", "data.train=[a, b]", "model.layers=3"])
+    assert config.optimizer.dense.lr == 0.5
+    assert config.data.train == ["a", "b"]
+    head = config.model.head()
+    assert (head.tokens, head.width, head.layers, head.expansion) == (8, 32, 3, 4)
+
+
+def test_the_resolved_tree_rebuilds_the_run(tmp_path: Path) -> None:
+    schema_path = tmp_path / "schema.yaml"
+    schema_path.write_text(yaml.safe_dump(TREE["feature_schema"]))
+    config = load_config(write(tmp_path, {**TREE, "feature_schema": str(schema_path)}))
+    schema_path.unlink()
+    assert Config.model_validate(dump_config(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.bach_size=3"], r"run.yaml: data: unknown key 'bach_size'; did you mean 'batch_size'"),
+        (["optimizer.dense.lr=fast"], r"optimizer.dense.lr: .*number.*found 'fast'"),
+        (["model.width=30"], r"model: .*T = 8.*D = 30|model: .*8.*30"),
+        (["model.preset=tinny"], r"model: .*tinny.*tiny"),
+        (["model.tokenizer=per_group"], r"model.tokens is 8, but .* 2 feature groups \['user', 'item'\]"),
+        (["plan.tables.usr.sharding=row_wise"], r"plan.tables names \['usr'\]; the schema's tables are \['user'\]"),
+        (["plan.tables.user.sharding=data_parallel"], r"plan.tables.user.sharding: .*table_wise"),
+        (["lr"], r"override 'lr': expected section.key=value"),
+        (["data.train.x=1"], r"override 'data.train.x=1': train holds a value"),
+        (["feature_schema=missing.yaml"], r"missing.yaml: cannot be read"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_config(write(tmp_path, TREE), overrides)
+
+
+def test_a_missing_file_and_a_file_that_is_not_a_tree(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere.yaml: cannot be read"):
+        load_config("nowhere.yaml")
+    with pytest.raises(ValueError, match=r"run.yaml: expected sections .* found list"):
+        load_config(write(tmp_path, [1]))
+
+
+def test_a_world_that_does_not_divide_the_batch_is_refused_with_sizes_that_do(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, TREE))
+    check_world(config, 4)
+    with pytest.raises(
+        ValueError,
+        match=r"data.batch_size is 12, which 5 ranks do not divide; use 10 or 15, or .*\[1, 2, 3, 4, 6, 12\]",
+    ):
+        check_world(config, 5)
+
+
+def test_json_schema_lets_an_editor_check_a_file() -> None:
+    schema = json.loads(json_schema())
+    jsonschema.validate({**TREE, "feature_schema": "a path"}, schema)
+    jsonschema.validate(TREE, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**TREE, "modle": {}}, schema)

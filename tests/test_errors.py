@@ -1,0 +1,49 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from launch import errors
+from launch.config import load_config
+from launch.errors import run_reporting_errors
+from pipeline.train_pipeline import PeerFailed
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(errors, "SECONDS_TO_BE_STOPPED", 0.0)
+    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
+
+
+def test_the_users_mistake_is_one_sentence_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_reporting_errors(lambda: print(load_config("nowhere.yaml"))) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("rankmixer: error: nowhere.yaml: cannot be read")
+    assert "Traceback" not in message
+
+
+def test_a_librarys_value_error_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_reporting_errors(lambda: torch.optim.SGD([], lr=-1.0) and None) == 1  # type: ignore[arg-type]
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_worker_speaks_through_torchelastics_error_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(path))
+    monkeypatch.setenv("RANK", "1")
+    assert run_reporting_errors(lambda: print(load_config("nowhere.yaml"))) == 2
+    record = json.loads(path.read_text())["message"]
+    assert record["message"].startswith("rankmixer: error: nowhere.yaml")
+    assert "py_callstack" not in record["extraInfo"]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_rank_whose_peer_failed_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise PeerFailed("1 of 2 ranks could not read their batch")
+
+    assert run_reporting_errors(fail) == 1
+    assert capsys.readouterr().err == ""

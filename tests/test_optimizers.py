@@ -1,0 +1,69 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from torchrec.optim.keyed import KeyedOptimizerWrapper
+
+from launch.config import DenseOptimizerConfig, ScheduleConfig, SparseOptimizerConfig
+from launch.muon import StackedMuon
+from launch.optimizers import RankerOptimizer, dense_optimizer, fuse_sparse_optimizer, schedule_factor
+
+
+def test_stacked_muon_is_torchs_muon_on_every_slice() -> None:
+    torch.manual_seed(0)
+    stack = nn.Parameter(torch.randn(3, 4, 6))
+    slices = [nn.Parameter(matrix.clone()) for matrix in stack.detach()]
+    ours = StackedMuon([stack], lr=0.1, weight_decay=0.01)
+    theirs = torch.optim.Muon(slices, lr=0.1, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        stack.grad = torch.randn_like(stack)
+        for matrix, grad in zip(slices, stack.grad, strict=True):
+            matrix.grad = grad.clone()
+        ours.step()
+        theirs.step()
+        ours.param_groups[0]["lr"] = theirs.param_groups[0]["lr"] = 0.05
+    torch.testing.assert_close(stack.detach(), torch.stack([matrix.detach() for matrix in slices]), rtol=0, atol=0)
+    assert ours.state[stack]["momentum_buffer"].shape == stack.shape
+
+
+def test_muon_takes_the_stacks_and_adamw_the_rest() -> None:
+    params = {"weight": nn.Parameter(torch.ones(2, 3, 4)), "bias": nn.Parameter(torch.ones(2, 4))}
+    optimizer = dense_optimizer(params, DenseOptimizerConfig(kind="muon"))
+    for param in params.values():
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    state = optimizer.state_dict()["state"]
+    assert set(state["weight"]) == {"momentum_buffer"}
+    assert "exp_avg" in state["bias"]
+
+
+def test_schedule() -> None:
+    cosine = ScheduleConfig(warmup_steps=4, decay="cosine", final=0.1)
+    factors = [schedule_factor(cosine, step, total_steps=10) for step in range(12)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert factors[4] == 1.0
+    assert factors[7] == pytest.approx(0.1 + 0.9 * (1 + math.cos(math.pi / 2)) / 2)
+    assert factors[10] == factors[11] == pytest.approx(0.1)
+    assert schedule_factor(ScheduleConfig(), 7, total_steps=10) == 1.0
+
+
+def test_clipping_clips_and_schedule_moves_every_group() -> None:
+    table, weight = nn.Parameter(torch.zeros(5)), nn.Parameter(torch.zeros(4))
+    fused = KeyedOptimizerWrapper({"table": table}, lambda ps: torch.optim.SGD(ps, lr=0.2))
+    dense = KeyedOptimizerWrapper({"weight": weight}, lambda ps: torch.optim.SGD(ps, lr=1.0))
+    schedule = ScheduleConfig(warmup_steps=2)
+    optimizer = RankerOptimizer(fused, dense, schedule, total_steps=10, clip_norm=1.0)
+    optimizer.follow_schedule(0)
+    assert optimizer.learning_rates == (0.1, 0.5)
+    weight.grad, table.grad = torch.full((4,), 3.0), torch.full((5,), 3.0)
+    optimizer.step()
+    assert optimizer.grad_norm is not None
+    assert optimizer.grad_norm.item() == pytest.approx(6.0)  # before clipping
+    torch.testing.assert_close(weight.detach(), torch.full((4,), -0.25))  # 0.5 * 3 / 6
+    torch.testing.assert_close(table.detach(), torch.full((5,), -0.3))  # tables are not clipped
+
+
+def test_adam_on_cpu_tables_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"optimizer.sparse.kind is adam, .* CUDA only; on CPU use rowwise_adagrad"):
+        fuse_sparse_optimizer(nn.Linear(2, 2), SparseOptimizerConfig(kind="adam"), torch.device("cpu"))

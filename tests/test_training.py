@@ -1,0 +1,193 @@
+"""The whole path on small data: files, tables, steps, checkpoints; in one process and on ranks."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from sklearn.metrics import roc_auc_score
+
+from pipeline.journal import read_log
+
+ROWS = 90
+SCHEMA = {
+    "features": {
+        "user": {"kind": "id", "range": 20, "dim": 8, "group": "user"},
+        "city": {"kind": "id", "buckets": 11, "dim": 8, "group": "user"},
+        "tags": {"kind": "id_list", "range": 9, "dim": 4, "pooling": "mean", "group": "item"},
+        "price": {"kind": "number", "transform": "log1p", "default": 1.0, "group": "item"},
+    },
+    "labels": {"click": {}, "like": {"weight": 0.5}},
+}
+
+
+class Job:
+    """A configuration and its files in a folder; runs commands of `rankmixer` there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ranks = 1
+        self.outcome: dict[str, Any] = {}
+        random = np.random.RandomState(0)
+        user = random.randint(20, size=ROWS)
+        table = pa.table(
+            {
+                "user": user,
+                "city": [f"city {number}" for number in random.randint(30, size=ROWS)],
+                "tags": [list(random.randint(9, size=random.randint(4))) for _ in range(ROWS)],
+                "price": pa.array([None if row % 10 == 0 else float(row) for row in range(ROWS)]),
+                "click": ((user + random.randint(3, size=ROWS)) % 2).astype(np.int8),
+                "like": random.randint(2, size=ROWS).astype(np.int8),
+                "row": np.arange(ROWS),
+            }
+        )
+        for part in ("train", "test"):
+            (folder / part).mkdir()
+            pq.write_table(table.slice(0, 50), folder / part / "a.parquet", row_group_size=20)
+            pq.write_table(table.slice(50), folder / part / "b.parquet", row_group_size=7)
+        tree = {
+            "feature_schema": SCHEMA,
+            "data": {
+                "train": str(folder / "train"),
+                "evaluate": str(folder / "test"),
+                "batch_size": 16,
+                "evaluate_batch_size": 24,
+                "window_rows": 30,
+            },
+            "model": {"tokens": 4, "width": 16, "layers": 1},
+            "optimizer": {"schedule": {"warmup_steps": 3, "decay": "linear"}, "clip_norm": 1.0},
+            "train": {"epochs": 2, "evaluate_every": 4, "log_steps": 1, "peak_tflops": 1.0},
+            "metrics": {"group": "user"},
+            "run": {"directory": str(folder / "run"), "keep": 9, "timeout_seconds": 60},
+        }
+        self.config = folder / "run.yaml"
+        self.config.write_text(yaml.safe_dump(tree, sort_keys=False))
+
+    def command(self, ranks: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`rankmixer ARGUMENTS`, under torchrun if there are several ranks."""
+        launcher = [sys.executable, "-m"]
+        if ranks > 1:
+            launcher += ["torch.distributed.run", "--nproc-per-node", str(ranks), "-m"]
+        command, *rest = arguments
+        return subprocess.run(
+            [*launcher, "launch.cli", command, "--config", str(self.config), *rest],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def result(self, ranks: int, *arguments: str) -> dict[str, Any]:
+        done = self.command(ranks, *arguments)
+        assert done.returncode == 0, done.stderr
+        return dict(json.loads(done.stdout.splitlines()[-1]))
+
+    def losses(self, run: str = "run") -> dict[int, float]:
+        return {line["step"]: line["loss"] for line in read_log(str(self.folder / run)) if line["kind"] == "train"}
+
+    def weights(self, run: str, step: int) -> dict[str, torch.Tensor]:
+        files = sorted((self.folder / run / "checkpoints" / f"step-{step:08d}").glob("*.safetensors"))
+        return {f"{file.name}/{name}": tensor for file in files for name, tensor in load_file(file).items()}
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> "Job":
+    job = Job(tmp_path_factory.mktemp("job"))
+    job.ranks = request.param
+    job.outcome = job.result(job.ranks, "train")
+    return job
+
+
+def test_every_epoch_has_its_steps_and_the_log_tells_them(trained: Job) -> None:
+    lines = read_log(str(trained.folder / "run"))
+    assert list(trained.losses()) == list(range(1, 13))  # 90 rows in batches of 16, twice
+    assert [line["step"] for line in lines if line["kind"] == "evaluate"] == [4, 6, 8, 12]
+    mended = [line for line in lines if line["kind"] == "mended"]
+    assert mended[-1]["price: null -> default"] == 18  # 9 of 90 rows, twice
+    rates = [line["lr_dense"] for line in lines if line["kind"] == "train"]
+    assert rates[:3] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3])
+    assert rates[-1] == pytest.approx(1e-3 / 9)  # nine steps of decay, and this is the ninth
+    assert all(line["lr_sparse"] == pytest.approx(50 * line["lr_dense"]) for line in lines if line["kind"] == "train")
+
+
+def test_resumed_equals_uninterrupted_bit_for_bit(trained: Job) -> None:
+    # What a kill in step 5 leaves behind: the checkpoint of step 4, a log that goes further, and half a checkpoint.
+    shutil.copytree(trained.folder / "run", trained.folder / "killed")
+    checkpoints = trained.folder / "killed" / "checkpoints"
+    for checkpoint in sorted(checkpoints.iterdir()):
+        if checkpoint.name != "step-00000004":
+            (checkpoint / "manifest.json").unlink()
+    resumed = trained.result(trained.ranks, "train", f"run.directory={trained.folder / 'killed'}")
+    assert resumed == trained.outcome
+    assert trained.losses("killed") == trained.losses()
+    final, expected = trained.weights("killed", 12), trained.weights("run", 12)
+    assert final.keys() == expected.keys()
+    assert len(final) > 10
+    for name, tensor in expected.items():
+        assert torch.equal(final[name], tensor), name
+
+
+def test_evaluation_of_a_checkpoint_on_another_number_of_ranks(trained: Job) -> None:
+    arguments = ["evaluate", f"data.test={trained.folder / 'test'}", "--checkpoint", "latest"]
+    metrics = trained.result(3 - trained.ranks, *arguments)
+    assert metrics.pop("checkpoint") == "step-00000012"
+    logged = [line for line in read_log(str(trained.folder / "run")) if line["kind"] == "evaluate"][-1]
+    for name, value in metrics.items():
+        assert value == pytest.approx(logged[name], rel=1e-5), name
+    assert metrics["like/gauc"] is not None
+    assert metrics["rows"] == ROWS
+
+
+def test_prediction_writes_every_row_once(trained: Job) -> None:
+    out = trained.folder / "scores"
+    arguments = ["predict", "--checkpoint", "latest", "--data", str(trained.folder / "test"), "--out", str(out)]
+    trained.result(trained.ranks, *arguments, "--keys", "row,click")
+    scores = pq.read_table(out).sort_by("row")
+    assert scores.column_names == ["row", "click", "click_probability", "like_probability"]
+    assert scores["row"].to_pylist() == list(range(ROWS))
+    logged = [line for line in read_log(str(trained.folder / "run")) if line["kind"] == "evaluate"][-1]
+    auc = roc_auc_score(scores["click"].to_numpy(), scores["click_probability"].to_numpy())
+    assert auc == pytest.approx(logged["click/auc"], rel=1e-5)
+    again = trained.command(1, *arguments)
+    assert again.returncode == 2
+    assert "scores exists" in again.stderr
+
+
+def test_a_row_that_cannot_be_read_ends_every_rank_with_one_message(trained: Job) -> None:
+    bad = trained.folder / "bad"
+    shutil.copytree(trained.folder / "train", bad)
+    table = pq.read_table(bad / "b.parquet")
+    user = table["user"].to_pylist()
+    user[11] = 20
+    pq.write_table(table.set_column(0, "user", pa.array(user)), bad / "b.parquet", row_group_size=7)
+    run = trained.folder / "bad-run"
+    done = trained.command(trained.ranks, "train", f"data.train={bad}", f"run.directory={run}")
+    assert done.returncode == (2 if trained.ranks == 1 else 1)
+    assert done.stderr.count("rankmixer: error:") == 1
+    for part in ("b.parquet", "row group 1", "row 11", "user", "20"):
+        assert part in done.stderr, done.stderr
+    assert "pipeline/dataset.py" not in done.stderr  # no traceback of ours, only torchrun's own
+    for checkpoint in (run / "checkpoints").glob("*"):
+        assert (checkpoint / "manifest.json").exists()
+
+
+def test_a_run_that_must_not_resume_is_refused_where_one_stands(trained: Job) -> None:
+    done = trained.command(1, "train", "run.resume=never")
+    assert done.returncode == 2
+    assert "holds step-00000012 and run.resume is never" in done.stderr
+
+
+def test_another_feature_schema_is_refused(trained: Job) -> None:
+    done = trained.command(1, "train", "feature_schema.features.city.buckets=13")
+    assert done.returncode == 2
+    assert "was trained with another feature schema" in done.stderr
