@@ -1,0 +1,78 @@
+# `make demo` and `make test` do all their own set-up, in .venv. Variables, given as `make NAME=value`:
+#   PYTHON  interpreter that .venv is made from, 3.11 or newer; to change it, `make clean` first
+#   DEVICE  cpu or cuda: which fbgemm is installed
+#   TORCH   requirement for torch. Plain `torch==2.13.0` from a public registry is a CUDA build of several GB; with
+#           PIP_EXTRA_INDEX_URL set to PyTorch's own CPU index, TORCH=torch==2.13.0+cpu is a tenth of that.
+# pip reads its usual environment variables and configuration.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+DEVICE ?= cpu
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+
+BIN := $(abspath $(VENV))/bin
+LOG := $(VENV)/install.log
+INSTALLED := $(VENV)/installed-$(DEVICE)
+
+SHELL := /bin/bash
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+# $(call stage,what is done,command): one line; on failure the end of the log and its path.
+stage = @echo "$(1)"; { $(2); } >>$(LOG) 2>&1 </dev/null || { tail -n 5 $(LOG); echo "failed: $(1); see $(LOG)"; exit 1; } >&2
+
+.DELETE_ON_ERROR:
+.PHONY: help venv test demo lint types lock clean
+
+help:
+	@echo "make demo   train on MovieLens-100K in two processes and show how good the model is"
+	@echo "make test   run the tests"
+	@echo "make lint types lock clean venv"
+
+venv: $(INSTALLED)
+
+$(INSTALLED): requirements/$(DEVICE).txt setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "Python 3.11 or newer is needed, found '$(PYTHON)'; name one: make PYTHON=python3.11" >&2; exit 1; }
+	@# Two builds of fbgemm share a folder: another device means another environment.
+	@for other in $(VENV)/installed-*; do [ ! -e $$other ] || [ $$other = $@ ] || rm -rf $(VENV); done
+	@mkdir -p $(VENV) && : >$(LOG)
+	$(call stage,creating $(VENV),[ -x $(BIN)/pip ] || $(PYTHON) -m venv $(VENV))
+	$(call stage,installing $(TORCH),$(BIN)/python -m pip install '$(TORCH)')
+	$(call stage,installing requirements/$(DEVICE).txt,$(BIN)/python -m pip install --no-deps -r requirements/$(DEVICE).txt)
+	$(call stage,installing rankmixer,$(BIN)/python -m pip install --no-deps --no-build-isolation --editable .)
+	@touch $@
+
+# torchrun must be found by name; the rest of the recipes name their programs in full.
+test demo: export PATH := $(BIN):$(PATH)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -q
+
+data/ml-100k: | $(INSTALLED)
+	$(BIN)/rankmixer data ml-100k --out $@
+
+demo: $(INSTALLED) data/ml-100k
+	$(BIN)/torchx run -s local_cwd launch/components.py:train -j 1x2 --config configs/ml-100k.yaml
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/lint-imports --no-logo
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+# common.in is resolved beside torch; then torch and its CUDA libraries (installed first) and pip (brings itself) are
+# taken out, and torchrec and fbgemm put in: torchrec's own metadata would bring an fbgemm that does not load.
+lock: $(INSTALLED)
+	@echo '$(TORCH)' >$(VENV)/torch.txt
+	$(BIN)/pip-compile --quiet --strip-extras --allow-unsafe --no-header --no-emit-options --annotation-style=line \
+	    --constraint=$(VENV)/torch.txt --output-file=$(VENV)/lock.txt requirements/common.in
+	@for device in cpu cuda; do \
+	  { echo "# Made by \`make lock\` from common.in and $$device.in; installed after torch, with --no-deps."; \
+	    cat $(VENV)/lock.txt requirements/$$device.in | grep -E '^[a-z]' | \
+	      grep -vE '^(torch|pip|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)==' | LC_ALL=C sort; \
+	  } >$(VENV)/$$device.txt && mv $(VENV)/$$device.txt requirements/$$device.txt; done
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
