@@ -23,7 +23,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], tmp_path: Path, *ar
     # One folder a call: a rendezvous file must never be used twice.
     folder = tmp_path / f"ranks-{sum(1 for _ in tmp_path.glob('ranks-*'))}"
     folder.mkdir()
-    mp.start_processes(_run, (world_size, function, str(folder), args), world_size, start_method="spawn")  # type: ignore[no-untyped-call]
+    mp.start_processes(_run, (world_size, function, str(folder), args), world_size, start_method="spawn")
     return [pickle.loads((folder / f"{rank}.result").read_bytes()) for rank in range(world_size)]
 
 
