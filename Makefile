@@ -52,7 +52,9 @@ data/ml-100k: | $(INSTALLED)
 	$(BIN)/rankmixer data ml-100k --out $@
 
 demo: $(INSTALLED) data/ml-100k
+	rm -rf runs/ml-100k
 	$(BIN)/torchx run -s local_cwd launch/components.py:train -j 1x2 --config configs/ml-100k.yaml
+	$(BIN)/rankmixer report runs/ml-100k
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check --quiet .

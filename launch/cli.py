@@ -66,6 +66,14 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--out", required=True, help="directory to write; must not exist")
     predict.add_argument("--keys", default="", help="columns to copy to the output, separated by commas")
 
+    report = add(
+        "report",
+        _report,
+        "Print a run's metrics as a table and as JSON, and draw its learning curve.",
+        "rankmixer report runs/ml-100k",
+    )
+    report.add_argument("run", help="run.directory of a training run that has finished")
+
     plan = add(
         "plan",
         _plan,
@@ -147,6 +155,13 @@ def _predict(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config, arguments.overrides)
     keys = [key for key in arguments.keys.split(",") if key]
     predict(config, arguments.checkpoint, arguments.data, arguments.out, keys)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    _check_versions()
+    from launch.report import report
+
+    report(arguments.run)
 
 
 def _plan(arguments: argparse.Namespace) -> None:

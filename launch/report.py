@@ -1,0 +1,88 @@
+"""`rankmixer report`: how good a run is, from its log."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from launch.job import print_result
+from launch.learning_curve import plot
+from pipeline.journal import LOG, read_log
+
+METRICS = ("auc", "gauc", "logloss", "ne", "calibration", "rows")
+
+
+def report(run_directory: str) -> None:
+    """Print a run's metrics as a table, draw its learning curve, and print one JSON object on the last line.
+
+    Raises:
+        ValueError: the directory holds no run, or one that has not come to its end.
+    """
+    if not Path(run_directory, LOG).exists():
+        raise ValueError(f"{run_directory}: no {LOG} here; give the run.directory of a training run")
+    lines = read_log(run_directory)
+    finish = _last(lines, "finish")
+    if finish is None:
+        raise ValueError(
+            f"{run_directory}: the run stands at step {lines[-1]['step'] if lines else 0} and has not finished; "
+            "start the same training command again to resume it"
+        )
+    picture = str(Path(run_directory, "learning_curve.png"))
+    plot(run_directory, picture)
+    console = Console(width=None if Console().is_terminal else 120)
+    console.print(_quality(lines, finish))
+    console.print(_speed(lines))
+    console.print(f"learning curve: {picture}", soft_wrap=True)
+    result = {key: value for key, value in finish.items() if key not in ("kind", "time", "step")}
+    print_result({**result, "learning_curve": picture})
+
+
+def _last(lines: list[dict[str, Any]], kind: str) -> dict[str, Any] | None:
+    return next((line for line in reversed(lines) if line["kind"] == kind), None)
+
+
+def _quality(lines: list[dict[str, Any]], finish: dict[str, Any]) -> Table:
+    """Every metric of every task: at the last evaluation, at the checkpoint chosen, and on the test rows."""
+    evaluations = [line for line in lines if line["kind"] == "evaluate"]
+    chosen = next((line for line in evaluations if f"step-{line['step']:08d}" == finish.get("checkpoint")), None)
+    view = Table("metric", title="Quality")
+    columns: list[tuple[dict[str, Any], str]] = []
+    for heading, line, prefix in (
+        ("last evaluation", evaluations[-1] if evaluations else None, ""),
+        ("best checkpoint", chosen, ""),
+        ("test", finish if any(key.startswith("test_") for key in finish) else None, "test_"),
+    ):
+        if line is not None:
+            view.add_column(heading, justify="right")
+            columns.append((line, prefix))
+    names = [key for line, _ in columns[:1] for key in line] or [key.removeprefix("test_") for key in finish]
+    for name in names:
+        if name.split("/")[-1] in METRICS:
+            view.add_row(name, *(_number(line.get(f"{prefix}{name}")) for line, prefix in columns))
+    return view
+
+
+def _speed(lines: list[dict[str, Any]]) -> Table:
+    """Medians over the training records, and the sizes of the model."""
+    start = _last(lines, "start") or {}
+    records = [line for line in lines if line["kind"] == "train"]
+    view = Table("ranks", "table parameters", "dense parameters", "examples/s", "data wait", "MFU", title="Speed")
+    view.add_row(
+        str(start["world_size"]),
+        f"{start['table_parameters']:,}",
+        f"{start['dense_parameters']:,}",
+        f"{statistics.median(line['examples_per_second'] for line in records):,.0f}",
+        f"{statistics.median(line['wait'] for line in records):.1%}",
+        f"{statistics.median(line['mfu'] for line in records):.1%}",
+    )
+    return view
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "undefined"
+    return f"{value:,.0f}" if value == int(value) and value > 1 else f"{value:.4f}"
