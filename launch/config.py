@@ -172,11 +172,11 @@ class Config(Strict):
             raise ValueError(
                 f"plan.tables names {sorted(unknown)}; the schema's tables are {sorted(self.feature_schema.tables)}"
             )
-        if self.model.tokenizer == "per_group" and self.model.head().tokens != len(self.feature_schema.groups):
+        tokens, groups = self.model.head().tokens, list(self.feature_schema.groups)
+        if self.model.tokenizer == "per_group" and tokens != len(groups):
             raise ValueError(
-                f"model.tokens is {self.model.head().tokens}, but tokenizer per_group makes one token of each of the "
-                f"{len(self.feature_schema.groups)} feature groups {list(self.feature_schema.groups)}; set model.tokens "
-                "to that, or use tokenizer slices"
+                f"model.tokens is {tokens}, but tokenizer per_group makes one token of each of the {len(groups)} feature "
+                f"groups {groups}; set model.tokens to that, or use tokenizer slices"
             )
         return self
 

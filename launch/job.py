@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -98,11 +96,6 @@ def group_ids(batch: Batch, column: str) -> torch.Tensor:
     groups_B = torch.zeros(len(batch.weights_B), dtype=torch.int64)
     groups_B[: len(hashes)] = torch.from_numpy(hashes.view(np.int64))
     return groups_B
-
-
-def print_result(result: dict[str, Any]) -> None:
-    """Print one JSON object on a line; a metric that is not defined is null."""
-    print(json.dumps({key: None if value != value else value for key, value in result.items()}), flush=True)
 
 
 def checkpoints_of(config: Config) -> Checkpoints:

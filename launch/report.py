@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from launch.job import print_result
-from launch.learning_curve import plot
 from pipeline.journal import LOG, read_log
 
 METRICS = ("auc", "gauc", "logloss", "ne", "calibration", "rows")
@@ -24,6 +23,8 @@ def report(run_directory: str) -> None:
     """
     if not Path(run_directory, LOG).exists():
         raise ValueError(f"{run_directory}: no {LOG} here; give the run.directory of a training run")
+    from launch.learning_curve import plot  # takes a second to import
+
     lines = read_log(run_directory)
     finish = _last(lines, "finish")
     if finish is None:
@@ -39,6 +40,11 @@ def report(run_directory: str) -> None:
     console.print(f"learning curve: {picture}", soft_wrap=True)
     result = {key: value for key, value in finish.items() if key not in ("kind", "time", "step")}
     print_result({**result, "learning_curve": picture})
+
+
+def print_result(result: dict[str, Any]) -> None:
+    """Print one JSON object on a line; a metric that is not defined is null."""
+    print(json.dumps({key: None if value != value else value for key, value in result.items()}), flush=True)
 
 
 def _last(lines: list[dict[str, Any]], kind: str) -> dict[str, Any] | None:

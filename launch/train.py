@@ -10,8 +10,9 @@ from typing import Any
 from launch.build import Build, build
 from launch.config import Config, check_world, dump_config
 from launch.distributed import Ranks, cluster_here, process_group
-from launch.job import checkpoints_of, evaluate, print_result, random_state, restore, training_reader
+from launch.job import checkpoints_of, evaluate, random_state, restore, training_reader
 from launch.peak import peak_flops
+from launch.report import print_result
 from launch.versions import versions
 from pipeline.checkpoint import Checkpoints
 from pipeline.collective import together
