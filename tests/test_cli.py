@@ -1,0 +1,85 @@
+"""The command line, in this process."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from launch.cli import main
+from tests.job import Job
+
+
+def test_plan_for_machines_that_do_not_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = Job(tmp_path)
+    overrides = ["plan.tables.user.sharding=table_wise", "data.batch_size=32", "data.evaluate_batch_size=32"]
+    assert main(["plan", "--config", str(job.config), "-j", "2x8", "--device", "cuda", *overrides]) == 0
+    printed = capsys.readouterr().out
+    for table in ("user", "city", "tags"):
+        assert table in printed
+    assert "fused" in printed
+    memory = printed[printed.index("Memory") :]
+    assert memory.count("%") == 16
+    assert re.search(r"head: [\d,]{4,} parameters, [\d,]{4,} forward FLOPs an example; tables: 284 parameters", printed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-j", "two"], "-j is 'two'; expected NODESxPROCESSES"),
+        (["-j", "1x3"], "data.batch_size is 16, which 3 ranks do not divide"),
+        (["-j", "1x2", "--ddr-gb", "1e-9"], "no sharding plan fits 2 ranks"),
+        (["-j", "1x8", "plan.tables.tags.sharding=row_wise"], "9 rows leave some of 8 ranks without any"),
+    ],
+)
+def test_plans_that_cannot_be(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = Job(tmp_path)
+    assert main(["plan", "--config", str(job.config), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema"]) == 0
+    assert json.loads(capsys.readouterr().out)["title"] == "Config"
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "report", "plan", "schema"])
+def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main([command, "--help"])
+    assert exit_info.value.code == 0
+    assert f"example: rankmixer {command}" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")  # the command silences libraries itself, in a process of its own
+def test_from_a_csv_to_a_trained_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    random = np.random.RandomState(1)
+    lines = ["user,film,genres,price,click"]
+    for _ in range(400):
+        user = random.randint(30)
+        lines.append(f"{user},film {random.randint(9)},a|b,{random.rand():.3f},{int(user < 15)}")
+    (tmp_path / "clicks.csv").write_text("\n".join(lines))
+    out = tmp_path / "clicks"
+    assert main(["data", "csv", str(tmp_path / "clicks.csv"), "--out", str(out)]) == 0
+    config = {
+        "feature_schema": str(out / "schema.yaml"),
+        "data": {"train": str(out / "data"), "evaluate": str(out / "data"), "batch_size": 40},
+        "model": {"tokens": 4, "width": 16, "layers": 1},
+        "optimizer": {"dense": {"lr": 0.01}},
+        "train": {"epochs": 5, "peak_tflops": 1.0},
+        "run": {"directory": str(tmp_path / "run")},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    assert main(["train", "--config", str(tmp_path / "run.yaml")]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["steps"] == 50
+    assert result["auc"] > 0.95  # the user decides
+    assert main(["report", str(tmp_path / "run")]) == 0
+    report = capsys.readouterr().out
+    assert "Quality" in report
+    assert json.loads(report.splitlines()[-1])["auc"] == result["auc"]
+    assert (tmp_path / "run" / "learning_curve.png").stat().st_size > 1000
