@@ -1,0 +1,75 @@
+import shutil
+from typing import cast
+
+import jaxtyping
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rankmixer_head import RankMixer, RankMixerConfig
+
+B, I, K = 6, 18, 2  # noqa: E741
+CONFIG = RankMixerConfig(tokens=4, width=16, layers=2, expansion=2.5, head_hidden=(5,))
+
+
+def gradients(model: torch.nn.Module, x_BI: torch.Tensor) -> list[torch.Tensor]:
+    loss = F.binary_cross_entropy_with_logits(model(x_BI), torch.ones(B, K))
+    return list(torch.autograd.grad(loss, [x_BI, *model.parameters()]))
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dynamo cannot trace the checks of annotations, which only tests have."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture
+def model() -> RankMixer:
+    torch.manual_seed(10)
+    return RankMixer(CONFIG, in_widths=[I], num_tasks=K)
+
+
+@pytest.fixture
+def x_BI() -> torch.Tensor:
+    torch.manual_seed(11)
+    return torch.randn(B, I, requires_grad=True)
+
+
+def test_bfloat16_keeps_norms_residuals_and_logits_in_float32(model: RankMixer, x_BI: torch.Tensor) -> None:
+    types = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.LayerNorm) or name.endswith("ffn"):
+            module.register_forward_hook(
+                lambda module, inputs, output, name=name: types.update({name: (inputs[0].dtype, output.dtype)})
+            )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits_BK = model(x_BI)
+        got = gradients(model, x_BI)
+    assert logits_BK.dtype == torch.float32
+    for name, (in_type, out_type) in types.items():
+        assert in_type == torch.float32
+        assert out_type == (torch.bfloat16 if name.endswith("ffn") else torch.float32), name
+    assert len(types) == 6
+    torch.testing.assert_close(logits_BK, model(x_BI), rtol=0.05, atol=0.05)
+    assert not torch.equal(logits_BK, logits_BK.bfloat16().float())
+    for gradient, expected in zip(got, gradients(model, x_BI), strict=True):
+        assert gradient.dtype == torch.float32
+        torch.testing.assert_close(gradient, expected, rtol=0.1, atol=0.1 * expected.abs().max().item())
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_training_is_captured_in_one_graph(model: RankMixer, x_BI: torch.Tensor) -> None:
+    compiled = cast(RankMixer, torch.compile(model, fullgraph=True, backend="aot_eager"))
+    for got, expected in zip(gradients(compiled, x_BI), gradients(model, x_BI), strict=True):
+        torch.testing.assert_close(got, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x_BI), model(x_BI))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_inductor_gives_the_same_gradients(model: RankMixer, x_BI: torch.Tensor) -> None:
+    compiled = cast(RankMixer, torch.compile(model, fullgraph=True))
+    for got, expected in zip(gradients(compiled, x_BI), gradients(model, x_BI), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)

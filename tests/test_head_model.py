@@ -1,0 +1,93 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from rankmixer_head import RankMixer, RankMixerConfig
+from rankmixer_head.config import TokenizerKind
+
+B, I, K = 7, 18, 2  # noqa: E741
+CONFIG = RankMixerConfig(tokens=4, width=12, layers=3, expansion=2.5)
+
+
+def build(config: RankMixerConfig = CONFIG) -> RankMixer:
+    torch.manual_seed(8)
+    return RankMixer(config, in_widths=[10, 8], num_tasks=K)
+
+
+def train(steps: int) -> tuple[list[float], RankMixer]:
+    model = build()
+    generator = torch.Generator().manual_seed(9)
+    x_BI = torch.randn(B, I, generator=generator)
+    labels_BK = torch.randint(0, 2, (B, K), generator=generator).float()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    losses = []
+    for _ in range(steps):
+        loss = F.binary_cross_entropy_with_logits(model(x_BI), labels_BK)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, model
+
+
+def test_golden_losses() -> None:
+    losses, _ = train(6)
+    assert losses == pytest.approx([0.639781, 0.608377, 0.577457, 0.545147, 0.510470, 0.473091], rel=1e-5)
+
+
+def test_two_runs_are_bitwise_equal() -> None:
+    (losses_a, model_a), (losses_b, model_b) = train(4), train(4)
+    assert losses_a == losses_b
+    for a, b in zip(model_a.parameters(), model_b.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_heads_read_the_mean_of_the_tokens() -> None:
+    model = build()
+    x_BI = torch.randn(B, I)
+    x_TBD = model.tokenizer(x_BI)
+    for block in model.blocks:
+        x_TBD = block(x_TBD)
+    pooled_BD = sum(x_TBD[t] for t in range(4)) / 4
+    torch.testing.assert_close(model(x_BI), model.heads(pooled_BD))
+
+
+def test_examples_do_not_see_each_other() -> None:
+    model = build()
+    x_BI = torch.randn(B, I)
+    torch.testing.assert_close(model(x_BI)[2:5], model(x_BI[2:5]))
+
+
+def test_every_parameter_and_the_input_get_a_gradient() -> None:
+    model = build(RankMixerConfig(tokens=4, width=12, layers=2, expansion=2.5, head_hidden=(5,)))
+    x_BI = torch.randn(B, I, requires_grad=True)
+    model(x_BI).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.count_nonzero() > 0, name
+    assert x_BI.grad is not None
+    assert x_BI.grad.count_nonzero() == B * I
+
+
+@pytest.mark.parametrize("tokenizer", ["slices", "per_group"])
+@pytest.mark.parametrize("head_hidden", [(), (9, 5)])
+def test_flops_are_those_that_torch_counts(tokenizer: TokenizerKind, head_hidden: tuple[int, ...]) -> None:
+    config = RankMixerConfig(4, 12, 3, 2.5, tokenizer=tokenizer, head_hidden=head_hidden)
+    model = RankMixer(config, in_widths=[3, 8, 1, 6], num_tasks=K)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.randn(B, I))
+    assert counter.get_total_flops() == B * model.flops_per_example()
+
+
+@pytest.mark.parametrize("preset", ["tiny", "small", "100m", "1b"])
+def test_training_takes_three_times_the_flops_of_the_forward(preset: str) -> None:
+    model = RankMixer(RankMixerConfig.preset(preset), in_widths=[100, 33], num_tasks=K, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        model(torch.empty(B, 133, device="meta", requires_grad=True)).sum().backward()
+    assert counter.get_total_flops() == 3 * B * model.flops_per_example()
+
+
+def test_runs_on_the_meta_device() -> None:
+    model = RankMixer(CONFIG, in_widths=[I], num_tasks=K, device="meta")
+    assert model(torch.empty(B, I, device="meta")).shape == (B, K)
