@@ -31,7 +31,7 @@ def local_shards(table: torch.Tensor) -> list[tuple[torch.Tensor, tuple[int, ...
 
 
 @torch.no_grad()
-def initialize_tables(model: nn.Module, seed: int, scale: float) -> None:
+def initialise_tables(model: nn.Module, seed: int, scale: float) -> None:
     """Fill every sharded table with uniform values in [-scale, scale].
 
     The value at (table, row, column) is a function of `seed`, the table's name and its shape alone: any world size,

@@ -24,7 +24,15 @@ def embedding_bag_collection(schema: Schema, dtypes: dict[str, str] | None = Non
     Args:
         schema: the feature schema; dims may differ by table.
         dtypes: table name -> `fp32` (default) or `fp16`.
+
+    Raises:
+        ValueError: no feature has a table.
     """
+    if not schema.tables:
+        raise ValueError(
+            f"the feature schema has no table: its features {list(schema.features)} are all dense numbers; "
+            "give one of them boundaries and a dim, or add an id feature"
+        )
     dtypes = dtypes or {}
     return EmbeddingBagCollection(
         device=torch.device("meta"),

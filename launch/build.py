@@ -12,7 +12,7 @@ from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from embeddings.initialize import initialize_tables
+from embeddings.initialise import initialise_tables
 from embeddings.sharding import Cluster, Shard, Sharder, TablePlan, check_plan, plan_shards, plan_tables
 from embeddings.tables import FeatureEmbeddings, embedding_bag_collection
 from launch.config import Config
@@ -129,7 +129,7 @@ def build(config: Config, ranks: Ranks, cluster: Cluster, total_steps: int) -> B
         plan=sharding_plan,
         sharders=[Sharder()],
     )
-    initialize_tables(model, config.train.seed, config.plan.init_scale)
+    initialise_tables(model, config.train.seed, config.plan.init_scale)
     optimizer = RankerOptimizer(
         model.fused_optimizer,
         dense_optimizer(dict(in_backward_optimizer_filter(model.named_parameters())), config.optimizer.dense),

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 from torchrec import KeyedJaggedTensor
 
-from embeddings.initialize import initialize_tables, local_shards
+from embeddings.initialise import initialise_tables, local_shards
 from embeddings.sharding import Cluster, TablePlan, plan_tables
 from embeddings.tables import FeatureEmbeddings, embedding_bag_collection
 from launch.build import build, build_ranker
@@ -184,14 +184,14 @@ def test_every_parameter_is_initialised(single_rank: Ranks, monkeypatch: pytest.
 
 
 def test_blocks_of_rows_are_drawn_alike_by_every_shard(monkeypatch: pytest.MonkeyPatch) -> None:
-    from embeddings import initialize
+    from embeddings import initialise
 
-    monkeypatch.setattr(initialize, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(initialise, "BLOCK_ROWS", 7)
     whole, shape = torch.empty(20, 6), torch.Size((20, 6))
-    initialize._fill(whole, (0, 0), shape, key=5, scale=1.0)
+    initialise._fill(whole, (0, 0), shape, key=5, scale=1.0)
     for row, column, rows, columns in ((0, 0, 10, 6), (10, 0, 10, 6), (3, 2, 15, 4), (19, 5, 1, 1)):
         shard = torch.empty(rows, columns)
-        initialize._fill(shard, (row, column), shape, key=5, scale=1.0)
+        initialise._fill(shard, (row, column), shape, key=5, scale=1.0)
         assert torch.equal(shard, whole[row : row + rows, column : column + columns])
 
 
@@ -212,5 +212,5 @@ def test_a_plan_that_does_not_fit_says_what_to_change() -> None:
 def test_initialisation_leaves_other_modules_alone() -> None:
     linear = nn.Linear(2, 2)
     before = linear.weight.clone()
-    initialize_tables(linear, seed=0, scale=9.0)
+    initialise_tables(linear, seed=0, scale=9.0)
     assert torch.equal(linear.weight, before)

@@ -1,5 +1,6 @@
 from typing import Any
 
+import pytest
 import torch
 from torchrec import KeyedJaggedTensor
 from torchrec.sparse.jagged_tensor import KeyedTensor
@@ -84,3 +85,9 @@ def test_means_and_weighted_means_are_those_of_a_naive_loop() -> None:
             mean = feature["pooling"] == "mean"
             expected.append(total / (sum(w for _, w in pairs) or 1.0) if mean else total)
         torch.testing.assert_close(x_BI[row], torch.cat(expected))
+
+
+def test_a_schema_without_tables_is_refused() -> None:
+    schema = Schema.model_validate({"features": {"price": {"kind": "number"}}, "labels": {"click": {}}})
+    with pytest.raises(ValueError, match=r"no table: its features \['price'\] are all dense numbers"):
+        embedding_bag_collection(schema)

@@ -1,6 +1,7 @@
 """The whole path on small data: files, tables, steps, checkpoints; in one process and on ranks."""
 
 import shutil
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -103,3 +104,15 @@ def test_another_feature_schema_is_refused(trained: Job) -> None:
     done = trained.command(1, "train", "feature_schema.features.city.buckets=13")
     assert done.returncode == 2
     assert "was trained with another feature schema" in done.stderr
+
+
+def test_early_stopping_and_divergence(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    still = ["optimizer.dense.lr=1e-12", "optimizer.sparse.lr=1e-12", "train.early_stopping.patience=1"]
+    stopped = job.result(1, "train", "run.directory=" + str(tmp_path / "still"), "model.compile=true", *still)
+    assert stopped["steps"] == 6  # the second evaluation was no better than the first
+    wild = ["optimizer.dense.lr=1e30", "optimizer.clip_norm=null", "optimizer.schedule.warmup_steps=0"]
+    diverged = job.command(1, "train", *wild)
+    assert diverged.returncode == 2
+    assert "the loss is" in diverged.stderr
+    assert "Lower optimizer.dense.lr" in diverged.stderr
