@@ -1,0 +1,122 @@
+"""Bags of ids, one a row: joined and gathered by whole columns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Empty = Callable[[tuple[int, ...], np.dtype], np.ndarray]
+_CHUNK = 1 << 14  # rows whose temporaries stay in the cache
+
+
+@dataclass(frozen=True)
+class Bags:
+    """Bag i holds values[offsets[i]:offsets[i + 1]]; without offsets every bag holds one value.
+
+    Row i of the column has bag index[i]; without an index it has bag i. Values are ids, int32 or int64, or float32
+    weights.
+    """
+
+    values: np.ndarray
+    offsets: np.ndarray | None = None
+    index: np.ndarray | None = None
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N,) int64: the values in each bag."""
+        return np.ones(len(self), np.int64) if self.offsets is None else np.diff(self.offsets)
+
+    def __len__(self) -> int:
+        return len(self.values) if self.offsets is None else len(self.offsets) - 1
+
+
+def join(parts: Sequence[Bags]) -> Bags:
+    """The rows of one part after those of the other.
+
+    >>> join([Bags(np.array([5, 6]), np.array([0, 2])), Bags(np.array([7]), np.array([0, 1, 1]), np.array([1, 0]))])
+    Bags(values=array([5, 6, 7]), offsets=array([0, 2, 3, 3]), index=array([0, 2, 1]))
+    """
+    if len(parts) == 1:
+        return parts[0]
+    values = np.concatenate([part.values for part in parts])
+    offsets = index = None
+    if parts[0].offsets is not None:
+        shifts = np.cumsum([0] + [len(part.values) for part in parts])
+        shifted = [part.offsets[1:] + shift for part, shift in zip(parts, shifts, strict=False)]  # type: ignore[index]
+        offsets = np.concatenate([np.zeros(1, np.int64), *shifted])
+    if any(part.index is not None for part in parts):
+        shifts = np.cumsum([0] + [len(part) for part in parts])
+        indices = [np.arange(len(part)) if part.index is None else part.index for part in parts]
+        index = np.concatenate([index + shift for index, shift in zip(indices, shifts, strict=False)])
+    return Bags(values, offsets, index)
+
+
+def take(bags: Bags, rows: np.ndarray | None, empty: Empty = np.empty) -> Bags:
+    """The bags of these rows in this order, without an index; None stands for all rows as they are.
+
+    `empty` makes the arrays for the values.
+
+    >>> take(Bags(np.array([5, 6, 7]), np.array([0, 2, 2, 3])), np.array([2, 1, 0, 2]))
+    Bags(values=array([7, 5, 6, 7]), offsets=array([0, 1, 1, 3, 4]), index=None)
+    """
+    if bags.index is not None:
+        rows = bags.index if rows is None else bags.index.take(rows)
+    if rows is None:
+        return bags
+    if bags.offsets is None:
+        values = empty((len(rows),), bags.values.dtype)
+        return Bags(np.take(bags.values, rows, out=values, mode="clip"))  # "raise" would copy `out`
+    lengths = bags.lengths.take(rows)
+    offsets = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    shifts = bags.offsets.take(rows) - offsets[:-1]
+    values = empty((int(offsets[-1]),), bags.values.dtype)
+    for start in range(0, len(rows), _CHUNK):
+        stop = min(start + _CHUNK, len(rows))
+        chunk = slice(offsets[start], offsets[stop])
+        places = np.repeat(shifts[start:stop], lengths[start:stop])
+        places += np.arange(chunk.start, chunk.stop)
+        np.take(bags.values, places, out=values[chunk], mode="clip")
+    return Bags(values, offsets)
+
+
+def scatter(parts: Sequence[Bags], places: np.ndarray, empty: Empty = np.empty) -> Bags:
+    """All bags of all parts, that of row i (counted through the parts) at places[i].
+
+    Reading in order and writing out of order is faster than `take`, which does the reverse, and the parts need no join.
+
+    >>> scatter([Bags(np.array([5, 6]), np.array([0, 2])), Bags(np.array([7]), np.array([0, 1]))], np.array([1, 0]))
+    Bags(values=array([7, 5, 6]), offsets=array([0, 1, 3]), index=None)
+    """
+    lengths = np.concatenate([part.lengths for part in parts])
+    offsets = np.zeros(len(places) + 1, np.int64)
+    offsets[1:][places] = lengths
+    np.cumsum(offsets, out=offsets)
+    begins = offsets.take(places)
+    values = empty((int(offsets[-1]),), parts[0].values.dtype)
+    row = 0
+    for part in parts:
+        assert part.offsets is not None
+        for start in range(0, len(part), _CHUNK):
+            stop = min(start + _CHUNK, len(part))
+            rows = slice(row, row + stop - start)
+            chunk = slice(part.offsets[start], part.offsets[stop])
+            to = np.repeat(begins[rows] - part.offsets[start:stop], lengths[rows])
+            to += np.arange(chunk.start, chunk.stop)
+            values[to] = part.values[chunk]
+            row = rows.stop
+    return Bags(values, offsets)
+
+
+def keep(bags: Bags, kept: np.ndarray) -> Bags:
+    """Only the values where `kept` (a mask of them) is true; the bags get shorter.
+
+    >>> keep(Bags(np.array([5, 6, 7])), np.array([True, False, True]))
+    Bags(values=array([5, 7]), offsets=array([0, 1, 1, 2]), index=None)
+    """
+    assert bags.index is None
+    before = np.zeros(len(kept) + 1, np.int64)
+    np.cumsum(kept, out=before[1:])
+    return Bags(bags.values[kept], before if bags.offsets is None else before.take(bags.offsets))

@@ -1,0 +1,143 @@
+"""The batch: what the model reads, and how it is put together from blocks of columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.streamable import Pipelineable
+
+from pipeline.bags import Bags
+
+_FROM_WEIGHTS = torch.empty(0)
+
+
+@dataclass
+class Batch(Pipelineable):
+    """B examples, F dense features, K tasks.
+
+    Args:
+        sparse: keys are `schema.sparse_features`; int64 values, int32 lengths, weights if the schema has any.
+        dense_BF: float32, columns are `schema.dense_features`.
+        labels_BK: float32, columns are `schema.tasks`; zeros when predicting.
+        weights_B: float32; 0 for rows that count for nothing (padding, dropped rows).
+        keys: other columns asked for, one row for each example that is not padding; always on the CPU.
+        loss_scale: 0-dim; the loss is loss_scale * sum(weights_B * loss_B). Default 1 / sum(weights_B).
+    """
+
+    sparse: KeyedJaggedTensor
+    dense_BF: Tensor
+    labels_BK: Tensor
+    weights_B: Tensor
+    keys: pa.Table | None = None
+    loss_scale: Tensor = _FROM_WEIGHTS
+
+    def __post_init__(self) -> None:
+        if self.loss_scale is _FROM_WEIGHTS:
+            tiny = torch.finfo(torch.float32).tiny
+            self.loss_scale = 1 / self.weights_B.sum().clamp(min=tiny)
+
+    @property
+    def weight_sum(self) -> float:
+        """The sum of this rank's weights."""
+        return float(self.weights_B.sum())
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
+        moved = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self._tensors().items()}
+        return replace(self, sparse=self.sparse.to(device, non_blocking=non_blocking), **moved)
+
+    def pin_memory(self) -> Batch:
+        pinned = {name: tensor.pin_memory() for name, tensor in self._tensors().items()}
+        return replace(self, sparse=self.sparse.pin_memory(), **pinned)
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        self.sparse.record_stream(stream)
+        for tensor in self._tensors().values():
+            tensor.record_stream(stream)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in ("dense_BF", "labels_BK", "weights_B", "loss_scale")}
+
+
+@dataclass(frozen=True)
+class Block:
+    """Columns of N consecutive rows of a rank: one Bags a sparse feature, with the weights of its values or None.
+
+    `memory` is what can be used again when all rows have been put into batches.
+    """
+
+    bags: list[Bags]
+    bag_weights: list[np.ndarray | None]
+    dense_FN: np.ndarray
+    labels_KN: np.ndarray
+    weights_N: np.ndarray
+    keys: pa.Table | None
+    memory: list[np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.weights_N)
+
+
+Piece = tuple[Block, int, int]  # rows start to stop of a block
+
+
+def assemble(keys: Sequence[str], pieces: Sequence[Piece], size: int, weighted: bool) -> Batch:
+    """Put the rows of some pieces of blocks into one batch; every value is copied once.
+
+    Args:
+        keys: of the KeyedJaggedTensor, in the order of the blocks' bags.
+        pieces: at least one; a piece may be empty.
+        size: B; rows beyond those of the pieces are padding, with empty bags and weight 0.
+        weighted: whether the KeyedJaggedTensor has weights, 1 where a feature has none.
+    """
+    first = pieces[0][0]
+    values: list[np.ndarray] = []
+    weights: list[np.ndarray] = []
+    lengths_FB = np.zeros((len(keys), size), np.int32)
+    length_per_key = []
+    for number in range(len(keys)):
+        at = count = 0
+        for block, start, stop in pieces:
+            bags, bag_weights = block.bags[number], block.bag_weights[number]
+            here = slice(start, stop)
+            if bags.offsets is None:
+                lengths_FB[number, at : at + stop - start] = 1
+            else:
+                offsets = bags.offsets[start : stop + 1]
+                here = slice(offsets[0], offsets[-1])
+                np.subtract(offsets[1:], offsets[:-1], out=lengths_FB[number, at : at + stop - start], casting="unsafe")
+            values.append(bags.values[here])
+            if weighted:
+                ones = np.ones(here.stop - here.start, np.float32)
+                weights.append(ones if bag_weights is None else bag_weights[here])
+            at += stop - start
+            count += here.stop - here.start
+        length_per_key.append(int(count))
+
+    dense_BF = np.zeros((size, len(first.dense_FN)), np.float32)
+    labels_BK = np.zeros((size, len(first.labels_KN)), np.float32)
+    weights_B = np.zeros(size, np.float32)
+    at = 0
+    for block, start, stop in pieces:
+        rows = slice(at, at + stop - start)
+        dense_BF[rows] = block.dense_FN[:, start:stop].T
+        labels_BK[rows] = block.labels_KN[:, start:stop].T
+        weights_B[rows] = block.weights_N[start:stop]
+        at = rows.stop
+
+    sparse = KeyedJaggedTensor(
+        keys=list(keys),
+        values=torch.from_numpy(np.concatenate(values or [np.empty(0)], dtype=np.int64, casting="unsafe")),
+        weights=torch.from_numpy(np.concatenate(weights)) if weighted else None,
+        lengths=torch.from_numpy(lengths_FB.reshape(-1)),
+        stride=size,
+        length_per_key=length_per_key,  # known here, so that nobody sums lengths, or waits for a GPU to
+    )
+    tables = [block.keys.slice(start, stop - start) for block, start, stop in pieces if block.keys is not None]
+    tensors = (torch.from_numpy(array) for array in (dense_BF, labels_BK, weights_B))
+    return Batch(sparse, *tensors, keys=pa.concat_tables(tables) if tables else None)

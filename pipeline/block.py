@@ -1,0 +1,235 @@
+"""Raw rows of some row groups -> a block: ids encoded, rows gathered in training order, bad values found or mended."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import DTypeLike
+
+from pipeline.bags import Bags, join, keep, scatter, take
+from pipeline.batch import Block
+from pipeline.buffers import Buffers
+from pipeline.dataset import ParquetDataset
+from pipeline.errors import DataError
+from pipeline.features import Id, IdList, Number
+from pipeline.ids import BAD, NULL, split_lists
+from pipeline.numeric import bucketed, dense, to_numpy
+from pipeline.rows import RawRows, shown
+
+
+class BlockBuilder:
+    """Builds one block. `mended` counts what the schema's policies replaced, removed or dropped.
+
+    Raises:
+        DataError: a value that no policy mends.
+    """
+
+    def __init__(self, dataset: ParquetDataset, raw: RawRows, buffers: Buffers) -> None:
+        self._dataset = dataset
+        self._raw = raw
+        self._buffers = buffers
+        self._memory: list[np.ndarray] = []
+        self._left = Counter(dataset.uses)
+        self._dropped = np.zeros(len(raw), np.bool_)
+        self.mended: Counter[str] = Counter()
+
+    def build(self) -> Block:
+        schema, raw = self._dataset.schema, self._raw
+        # One piece of memory for the features with one id a row: large enough for huge pages.
+        one_id = sum(isinstance(feature, Id) for feature in schema.features.values())
+        self._ids_N = iter(self._empty((one_id, len(raw)), np.int32))
+        columns = [self._bags(name) for name in schema.sparse_features]
+        dense_FN = self._empty((len(schema.dense_features), len(raw)), np.float32)
+        for dense_N, name in zip(dense_FN, schema.dense_features, strict=True):
+            values = self._number(name, dense_N)
+            if values is not dense_N:
+                dense_N[:] = values
+            self._used(schema.features[name].column)
+        labels_KN = np.zeros((len(schema.tasks), len(raw)), np.float32)
+        weights_N = np.ones(len(raw), np.float32)
+        if self._dataset.labels:
+            for number, label in enumerate(schema.labels.values()):
+                labels_KN[number] = self._within(
+                    label.column, 1.0, "a label from 0 to 1", "Mend it or leave the row out."
+                )
+            if schema.weight is not None:
+                do = "Mend it, or write weight 0 for rows that should not count."
+                weights_N = self._within(schema.weight, np.inf, "a finite weight of at least 0", do)
+        if self._dropped.any():
+            weights_N = np.where(self._dropped, np.float32(0), weights_N)
+            columns = [self._without_dropped(*column) for column in columns]
+        keys = None
+        if self._dataset.keys_schema.names:
+            arrays = [raw.array(field.name, field.type) for field in self._dataset.keys_schema]
+            keys = pa.Table.from_arrays(arrays, schema=self._dataset.keys_schema)
+        return Block(
+            [b for b, _ in columns], [w for _, w in columns], dense_FN, labels_KN, weights_N, keys, self._memory
+        )
+
+    def _bags(self, name: str) -> tuple[Bags, np.ndarray | None]:
+        feature = self._dataset.schema.features[name]
+        if isinstance(feature, Number):
+            assert feature.boundaries is not None
+            bags = Bags(bucketed(self._number(name), feature.boundaries))
+            self._used(feature.column)
+            return bags, None
+        encoder = self._dataset.encoders[name]
+        bags = self._gather([encoder(chunk) for chunk in self._raw.chunks(feature.column)])
+        weights = None
+        if isinstance(feature, IdList) and feature.weights is not None:
+            weights = self._list_weights(feature, bags)
+            self._used(feature.weights)
+        if len(bags.values) and bags.values.min() < 0:
+            bags, weights = self._mend(name, feature, bags, weights)
+        self._used(feature.column)
+        return bags, weights
+
+    def _gather(self, parts: list[Bags]) -> Bags:
+        lists = all(part.offsets is not None and part.index is None for part in parts)
+        if lists and self._raw.places is not None:
+            return scatter(parts, self._raw.places, self._values)
+        return take(join(parts), self._raw.rows, self._values)
+
+    def _values(self, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+        ids_N = next(self._ids_N, None) if shape == (len(self._raw),) and dtype == np.int32 else None
+        return self._empty(shape, dtype) if ids_N is None else ids_N
+
+    def _empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+        self._memory.append(self._buffers.empty(shape, dtype))
+        return self._memory[-1]
+
+    def _used(self, column: str) -> None:
+        """Free a column that nothing else needs; blocks grow while their raw columns go."""
+        self._left[column] -= 1
+        if not self._left[column]:
+            self._raw.release(column)
+
+    def _mend(
+        self, name: str, feature: Id | IdList, bags: Bags, weights: np.ndarray | None
+    ) -> tuple[Bags, np.ndarray | None]:
+        encoder = self._dataset.encoders[name]
+        null = bags.values == NULL
+        if null.any():
+            if encoder.default is not None:
+                self.mended[f"{name}: null -> default"] += int(null.sum())
+                bags = Bags(np.where(null, encoder.default, bags.values), bags.offsets)
+            else:
+                self.mended[f"{name}: null -> empty"] += int(null.sum())
+                bags, weights = keep(bags, ~null), None if weights is None else weights[~null]
+        return self._mend_bad(name, feature, bags), weights
+
+    def _mend_bad(self, name: str, feature: Id | IdList, bags: Bags) -> Bags:
+        bad = bags.values == BAD
+        if not bad.any():
+            return bags
+        places = np.flatnonzero(bad)
+        rows = places if bags.offsets is None else np.searchsorted(bags.offsets, places, side="right") - 1
+        what = "unknown" if feature.vocabulary is not None else "out of range"
+        if feature.bad_policy == "fail":
+            raise self._bad_id(
+                feature, int(rows[0]), int(places[0] - (0 if bags.offsets is None else bags.offsets[rows[0]]))
+            )
+        if feature.bad_policy == "reserve":
+            self.mended[f"{name}: {what} -> reserved"] += len(places)
+            return Bags(np.where(bad, feature.rows - 1, bags.values), bags.offsets)
+        self.mended[f"{name}: {what} -> row dropped"] += len(np.unique(rows))
+        self._dropped[rows] = True
+        return bags
+
+    def _bad_id(self, feature: Id | IdList, row: int, place: int) -> DataError:
+        found = self._raw.value(feature.column, row)
+        if isinstance(feature, IdList):
+            parts = [part for part in found.split(feature.separator) if part] if feature.separator else found or [None]
+            found = [part for part in parts if part is not None or feature.default is not None][place]
+        if feature.vocabulary is not None:
+            return self._raw.error(
+                row,
+                feature.column,
+                shown(found),
+                f"a value of the vocabulary {feature.vocabulary}",
+                "Add it there, or set `on_bad: reserve` or `on_bad: drop`.",
+            )
+        do = "Raise `range`, use `buckets`, or set `on_bad: reserve` or `on_bad: drop`."
+        assert feature.range is not None
+        return self._raw.error(row, feature.column, shown(found), f"an id from 0 to {feature.range - 1}", do)
+
+    def _list_weights(self, feature: IdList, bags: Bags) -> np.ndarray:
+        """(V,) float32, one for each id."""
+        assert feature.weights is not None
+        parts = []
+        for chunk in self._raw.chunks(feature.weights):
+            offsets, values, _ = split_lists(chunk)
+            parts.append(Bags(to_numpy(values).astype(np.float32), offsets))
+        found = self._gather(parts)
+        assert bags.offsets is not None
+        ids_N, found_N = bags.lengths, found.lengths
+        null = bags.values == NULL
+        # A null list is a list of one NULL here, but has no weights.
+        null_N = (ids_N == 1) & (found_N == 0)
+        null_N[null_N] = null[bags.offsets[:-1][null_N]]
+        unequal = np.flatnonzero((ids_N != found_N) & ~null_N)
+        if unequal.size:
+            row = int(unequal[0])
+            count = f"{found_N[row]} weights for {ids_N[row]} ids"
+            raise self._raw.error(row, feature.weights, count, "one weight for each id", "Mend the row.")
+        weights = np.ones(len(bags.values), np.float32)
+        weights[~np.repeat(null_N, ids_N)] = found.values
+        weights[null] = 1
+        wrong = np.flatnonzero(~np.isfinite(weights))
+        if wrong.size:
+            row = int(np.searchsorted(bags.offsets, wrong[0], side="right")) - 1
+            value = float(weights[wrong[0]])
+            raise self._raw.error(row, feature.weights, shown(value), "a finite weight for each id", "Mend the row.")
+        return weights
+
+    def _number(self, name: str, out: np.ndarray | None = None) -> np.ndarray:
+        """(N,) float32 for the dense input, or what boundaries are compared with; always finite."""
+        feature = self._dataset.schema.features[name]
+        assert isinstance(feature, Number)
+        raw = self._raw.numbers(feature.column, out)
+        values = dense(raw, feature) if feature.boundaries is None else raw
+        if np.isfinite(values).all():
+            return values
+        missing = np.isnan(raw)
+        if feature.default is not None and missing.any():
+            null = self._raw.nulls(feature.column)
+            for what, count in (("null", int(null.sum())), ("NaN", int((missing & ~null).sum()))):
+                if count:
+                    self.mended[f"{name}: {what} -> default"] += count
+            raw = np.where(missing, raw.dtype.type(feature.default), raw)
+            values = dense(raw, feature) if feature.boundaries is None else raw
+        wrong = np.flatnonzero(~np.isfinite(values))
+        if wrong.size:
+            row = int(wrong[0])
+            expected = "a number above -1, because of `log1p`" if feature.transform == "log1p" else "a finite number"
+            do = "Set `default`, or mend the file." if missing[row] else "Mend the file."
+            raise self._raw.error(row, feature.column, shown(self._raw.value(feature.column, row)), expected, do)
+        return values
+
+    def _within(self, column: str, highest: float, expected: str, do: str) -> np.ndarray:
+        """(N,) float32, finite and from 0 to `highest`."""
+        values = self._raw.numbers(column).astype(np.float32, copy=False)
+        if values.min() >= 0 and values.max() <= highest and np.isfinite(values).all():  # False for NaN
+            return values
+        row = int(np.flatnonzero(~((values >= 0) & (values <= highest) & np.isfinite(values)))[0])
+        raise self._raw.error(row, column, shown(self._raw.value(column, row)), expected, do)
+
+    def _without_dropped(self, bags: Bags, weights: np.ndarray | None) -> tuple[Bags, np.ndarray | None]:
+        kept = np.repeat(~self._dropped, bags.lengths)
+        return keep(bags, kept), None if weights is None else weights[kept]
+
+
+def empty_block(dataset: ParquetDataset) -> Block:
+    """A block without rows, for a rank whose batch is all padding."""
+    schema = dataset.schema
+    return Block(
+        [Bags(np.empty(0, np.int64))] * len(schema.sparse_features),
+        [None] * len(schema.sparse_features),
+        np.empty((len(schema.dense_features), 0), np.float32),
+        np.empty((len(schema.tasks), 0), np.float32),
+        np.empty(0, np.float32),
+        dataset.keys_schema.empty_table() if dataset.keys_schema.names else None,
+        [],
+    )

@@ -1,0 +1,166 @@
+"""Raw columns -> bags of ids, as the schema says: a plain range, hash buckets or a vocabulary."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.bags import Bags, join
+from pipeline.features import Id, IdList
+from pipeline.hashing import CHUNK, hash_integers, hash_strings, into_buckets
+
+BAD = -1  # stands for a value that has no id
+NULL = -2  # stands for null; a null list is a list of one null
+
+
+class IdEncoder:
+    """Turns the columns of one feature into bags of ids, BAD and NULL among them.
+
+    Args:
+        feature: an `id` or `id_list`.
+        strings: whether the column holds strings (or lists of them, or is split into them) rather than integers.
+
+    Raises:
+        ValueError: integers with a vocabulary, or a default, of something else.
+
+    >>> encoder = IdEncoder(Id(kind="id", range=3, dim=4), strings=False)
+    >>> encoder(pa.array([2, None, 3], pa.int16())).values
+    array([ 2, -2, -1], dtype=int32)
+    >>> encoder = IdEncoder(IdList(kind="id_list", buckets=100, separator="|", dim=4), strings=True)
+    >>> encoder(pa.array(["a|c", "", None]))
+    Bags(values=array([55, 49, -2], dtype=int32), offsets=array([0, 2, 2, 3]), index=None)
+    """
+
+    def __init__(self, feature: Id | IdList, strings: bool) -> None:
+        self._feature = feature
+        self._strings = strings
+        self._dtype = np.dtype(np.int32 if feature.rows <= np.iinfo(np.int32).max else np.int64)
+        self._separator = feature.separator if isinstance(feature, IdList) else None
+        self._vocabulary = _Vocabulary(feature.words, strings) if feature.vocabulary is not None else None
+        self.default: int | None = None
+        """The id that replaces NULL."""
+        if feature.default is not None:
+            try:
+                raw = str(feature.default) if strings else int(feature.default)
+            except ValueError:
+                raise ValueError(f"default {feature.default!r} is not an integer as the column is") from None
+            self.default = int(self._ids(pa.array([raw]))[0])
+
+    def __call__(self, array: pa.Array) -> Bags:
+        """Encode a column; a dictionary array only once for each distinct value."""
+        if not pa.types.is_dictionary(array.type):
+            return self._bags(array)
+        bags = self._bags(array.dictionary)
+        if array.indices.null_count:
+            null = Bags(np.array([NULL], self._dtype), None if bags.offsets is None else np.array([0, 1]))
+            bags = join([bags, null])
+        index = pc.fill_null(array.indices, len(array.dictionary)).to_numpy()
+        return Bags(bags.values, bags.offsets, index.astype(np.int64))
+
+    def _bags(self, array: pa.Array) -> Bags:
+        if isinstance(self._feature, Id):
+            return Bags(self._ids(array))
+        if self._separator is not None:
+            offsets, parts, null = split_lists(pc.split_pattern(_plain(array), self._separator))
+            # The empty string is the empty list, and so is what stands between two separators in a row.
+            empty = pc.equal(parts, "").fill_null(False).to_numpy(zero_copy_only=False)
+            if empty.any():
+                offsets = offsets - np.concatenate([[0], np.cumsum(empty)]).take(offsets)
+                parts = parts.filter(pa.array(~empty))
+        else:
+            offsets, parts, null = split_lists(array)
+        ids = self._ids(parts)
+        if null is not None:
+            ids = np.insert(ids, offsets[:-1][null], NULL)
+            offsets = offsets + np.concatenate([[0], np.cumsum(null)])
+        return Bags(ids, offsets)
+
+    def _ids(self, array: pa.Array) -> np.ndarray:
+        """(N,) int32, or int64 if the table has more rows than that has numbers."""
+        if pa.types.is_dictionary(array.type):  # the values of a list
+            ids = np.append(self._ids(array.dictionary), self._dtype.type(NULL))
+            return ids.take(pc.fill_null(array.indices, len(array.dictionary)).to_numpy().astype(np.int64))
+        array = _plain(array)
+        if self._feature.buckets is not None:
+            ids = self._hashed(array, self._feature.buckets)
+        elif self._vocabulary is not None:
+            ids = self._vocabulary.ids(array).astype(self._dtype)
+        else:
+            assert self._feature.range is not None
+            ids = _in_range(_parsed(array) if self._strings else _numpy(array), self._feature.range, self._dtype)
+        if array.null_count:
+            ids = np.where(array.is_null().to_numpy(zero_copy_only=False), NULL, ids)
+        return ids
+
+    def _hashed(self, array: pa.Array, buckets: int) -> np.ndarray:
+        ids = np.empty(len(array), self._dtype)
+        for start in range(0, len(array), CHUNK):
+            chunk, seed = array.slice(start, CHUNK), self._feature.seed
+            hashes = hash_strings(chunk, seed) if self._strings else hash_integers(_numpy(chunk), seed)
+            ids[start : start + CHUNK] = into_buckets(hashes, buckets)
+        return ids
+
+
+class _Vocabulary:
+    """Value -> its line, by binary search; strings are searched by their hash and then compared."""
+
+    def __init__(self, words: tuple[str, ...], strings: bool) -> None:
+        self._words = pa.array(words, pa.large_string())
+        self._strings = strings
+        if strings:
+            keys = hash_strings(self._words)
+        else:
+            try:
+                keys = np.array([int(word) for word in words], np.int64)
+            except ValueError as error:
+                raise ValueError(f"the column holds integers but its vocabulary does not: {error}") from None
+        self._lines = np.argsort(keys, kind="stable")
+        self._keys = keys[self._lines]
+
+    def ids(self, array: pa.Array) -> np.ndarray:
+        keys = hash_strings(array) if self._strings else _numpy(array).astype(np.int64, copy=False)
+        places = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        lines = self._lines.take(places)
+        found = self._keys.take(places) == keys
+        if self._strings:
+            same = pc.equal(self._words.take(pa.array(lines)), array.cast(pa.large_string()))
+            found &= same.fill_null(False).to_numpy(zero_copy_only=False)
+        return np.where(found, lines, BAD)
+
+
+def split_lists(array: pa.Array) -> tuple[np.ndarray, pa.Array, np.ndarray | None]:
+    """Offsets and values of any list array, sliced or not, and which lists are null (None: none); these are empty."""
+    values = array.flatten()
+    null = array.is_null().to_numpy(zero_copy_only=False) if array.null_count else None
+    if null is None and not pa.types.is_fixed_size_list(array.type):
+        offsets = array.offsets.to_numpy().astype(np.int64, copy=False)
+        return (offsets - offsets[0] if offsets[0] else offsets), values, None
+    lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy()
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), values, null
+
+
+def _plain(array: pa.Array) -> pa.Array:
+    """Booleans as integers, views as strings."""
+    if pa.types.is_boolean(array.type):
+        return array.cast(pa.uint8())
+    return array.cast(pa.large_string()) if pa.types.is_string_view(array.type) else array
+
+
+def _numpy(array: pa.Array) -> np.ndarray:
+    """Integers without a copy, unless there are nulls, which become 0."""
+    return (array.fill_null(0) if array.null_count else array).to_numpy()
+
+
+def _parsed(array: pa.Array) -> np.ndarray:
+    """Strings that are non-negative integers of up to 18 digits; others become BAD."""
+    number = pc.match_substring_regex(array, r"^[0-9]{1,18}$")
+    return pc.if_else(pc.fill_null(number, False), array, str(BAD)).cast(pa.int64()).to_numpy()
+
+
+def _in_range(values: np.ndarray, size: int, dtype: np.dtype) -> np.ndarray:
+    if not len(values) or (values.min() >= 0 and values.max() < size):
+        return values.astype(dtype, copy=False)
+    ids = values.astype(dtype)
+    ids[(values < 0) | (values >= size)] = BAD
+    return ids

@@ -1,0 +1,114 @@
+"""Rows before anything is done to them, and where in which file they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.decode import Read
+from pipeline.errors import DataError, data_error
+from pipeline.numeric import to_numpy
+
+
+class Place(NamedTuple):
+    """Where consecutive rows come from; `first_row` counts from the beginning of the file."""
+
+    file: str
+    row_group: int
+    first_row: int
+    num_rows: int
+
+
+class RawRows:
+    """Columns of consecutive row groups, or of a piece of one, decoded when they are asked for.
+
+    Args:
+        places: where the rows come from.
+        reads: for each place what decodes a column of it.
+        rows: which of the rows are wanted, in which order; None stands for all as they are.
+    """
+
+    def __init__(self, places: Sequence[Place], reads: Sequence[Read], rows: np.ndarray | None) -> None:
+        self.rows = rows
+        self._places = places
+        self._reads = reads
+        self._chunks: dict[str, list[pa.Array]] = {}
+
+    @cached_property
+    def places(self) -> np.ndarray | None:
+        """Where each row goes, if all are wanted but not as they are."""
+        if self.rows is None or len(self.rows) < sum(place.num_rows for place in self._places):
+            return None
+        places = np.empty_like(self.rows)
+        places[self.rows] = np.arange(len(self.rows))
+        return places
+
+    def chunks(self, column: str) -> list[pa.Array]:
+        """All rows of a column."""
+        if column not in self._chunks:
+            self._chunks[column] = [chunk for read in self._reads for chunk in read(column)]
+        return self._chunks[column]
+
+    def release(self, column: str) -> None:
+        """Free a column that is not needed any more."""
+        del self._chunks[column]
+
+    def __len__(self) -> int:
+        return sum(place.num_rows for place in self._places) if self.rows is None else len(self.rows)
+
+    def array(self, column: str, type_: pa.DataType) -> pa.Array:
+        """The wanted rows of a column that is handed on as it is; a dictionary is decoded."""
+        array = pa.concat_arrays([chunk.cast(type_) for chunk in self.chunks(column)])
+        return array if self.rows is None else array.take(pa.array(self.rows))
+
+    def nulls(self, column: str) -> np.ndarray:
+        """(N,) bool: which of the wanted rows are null."""
+        nulls = np.concatenate([chunk.is_null().to_numpy(zero_copy_only=False) for chunk in self.chunks(column)])
+        return nulls if self.rows is None else nulls.take(self.rows)
+
+    def numbers(self, column: str, out: np.ndarray | None = None) -> np.ndarray:
+        """The wanted rows of a numeric column; NaN for null. They are in `out` if that is of their type."""
+        chunks = [to_numpy(chunk) for chunk in self.chunks(column)]
+        values = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+        if self.rows is None:
+            return values
+        out = out if out is not None and out.dtype == values.dtype else None
+        return np.take(values, self.rows, out=out, mode="clip")
+
+    def value(self, column: str, row: int) -> Any:
+        """One value as a Python object."""
+        row = row if self.rows is None else int(self.rows[row])
+        for chunk in self.chunks(column):
+            if row < len(chunk):
+                return chunk[row].as_py()
+            row -= len(chunk)
+        raise AssertionError("row beyond the columns")
+
+    def error(self, row: int, column: str, found: str, expected: str, do: str) -> DataError:
+        row = row if self.rows is None else int(self.rows[row])
+        for place in self._places:
+            if row < place.num_rows:
+                break
+            row -= place.num_rows
+        return data_error(
+            place.file,
+            row_group=place.row_group,
+            row=place.first_row + row,
+            column=column,
+            found=found,
+            expected=expected,
+            do=do,
+        )
+
+
+def shown(value: Any) -> str:
+    """A value as errors show it.
+
+    >>> shown(None), shown(float("nan")), shown("Rome")
+    ('null', 'NaN', "'Rome'")
+    """
+    return "null" if value is None else "NaN" if value != value else repr(value)
