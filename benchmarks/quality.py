@@ -3,7 +3,7 @@
     python -m benchmarks.quality --data ml-100k --seeds 5
     python -m benchmarks.quality --data ml-1m.context.parquet --seeds 5
 
-Every seed is one `rankmixer train` of the configuration that ships. What that says was chosen on a validation part of the
+Every seed is one `rankmixer train` of the configuration that ships. What it says was chosen on a validation part of the
 training rows (docs/lab_log.md); here it trains on all of them, validation part included, for the epochs it says, and
 reads the test rows once. The seeds share one split.
 """

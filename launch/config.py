@@ -175,8 +175,8 @@ class Config(Strict):
         tokens, groups = self.model.head().tokens, list(self.feature_schema.groups)
         if self.model.tokenizer == "per_group" and tokens != len(groups):
             raise ValueError(
-                f"model.tokens is {tokens}, but tokenizer per_group makes one token of each of the {len(groups)} feature "
-                f"groups {groups}; set model.tokens to that, or use tokenizer slices"
+                f"model.tokens is {tokens}, but tokenizer per_group makes one token of each of the {len(groups)} "
+                f"feature groups {groups}; set model.tokens to that, or use tokenizer slices"
             )
         return self
 

@@ -88,8 +88,8 @@ def process_group(timeout_seconds: float, tf32: bool = True) -> Iterator[Ranks]:
 def keep_freed_memory() -> None:
     """Tell glibc to keep large freed blocks instead of returning each to the system.
 
-    Activations lie above its threshold: a step of `small` maps, faults in and unmaps over 70,000 pages, which is 15 % of
-    a CPU's time; with this about 3,000. Peak memory grows by 10 to 24 % (docs/lab_log.md). Does nothing without glibc.
+    Activations lie above its threshold: a step of `small` maps, faults in and unmaps over 70,000 pages, 15 % of the
+    CPU time; with this about 3,000. Peak memory grows by 10 to 24 % (docs/lab_log.md). Does nothing without glibc.
     """
     m_mmap_threshold, m_trim_threshold, no_limit = -3, -1, 2**31 - 1
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
