@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
+from torch import nn
 
 from embeddings.kinds import DTYPES, KERNELS, SHARDINGS
 from pipeline.features import Strict, read_text
@@ -167,6 +168,13 @@ class Config(Strict):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "Config":
+        # TorchRec keeps tables in a ModuleDict, which has attributes of its own.
+        taken = [name for name in self.feature_schema.tables if hasattr(nn.ModuleDict, name) or name == "training"]
+        if taken:
+            raise ValueError(
+                f"tables {taken} of the feature schema bear names that torch.nn.ModuleDict does not take; name another "
+                "`table:`, or rename the feature and give its `column:`"
+            )
         unknown = set(self.plan.tables) - set(self.feature_schema.tables)
         if unknown:
             raise ValueError(

@@ -84,3 +84,10 @@ def test_json_schema_lets_an_editor_check_a_file() -> None:
     jsonschema.validate(TREE, schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**TREE, "modle": {}}, schema)
+
+
+def test_names_that_modules_do_not_take_are_refused(tmp_path: Path) -> None:
+    features = {"type": {"kind": "id", "range": 10, "dim": 8}, "kind": {"kind": "id", "range": 10, "dim": 8}}
+    tree = {**TREE, "feature_schema": {"features": features, "labels": {"click": {}}}}
+    with pytest.raises(ValueError, match=r"tables \['type'\] .*ModuleDict does not take; name another `table:`"):
+        load_config(write(tmp_path, tree))

@@ -3,6 +3,7 @@ import struct
 import numpy as np
 import pyarrow as pa
 import pytest
+import xxhash
 
 from pipeline.hashing import hash_integers, hash_strings, into_buckets
 
@@ -37,7 +38,6 @@ def test_golden_integers(value: int, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", [0, 2**64 - 1])
 def test_equals_the_reference_implementation(seed: int) -> None:
-    xxhash = pytest.importorskip("xxhash")
     generator = np.random.default_rng(seed % 7)
     # Every length up to 100 and many rows, so that lengths mix and chunks end in between.
     texts = ["é漢x😀-"[length % 5] * (length % 101) for length in generator.integers(0, 1000, 20_000)]

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -67,3 +68,37 @@ def test_clipping_clips_and_schedule_moves_every_group() -> None:
 def test_adam_on_cpu_tables_is_refused() -> None:
     with pytest.raises(ValueError, match=r"optimizer.sparse.kind is adam, .* CUDA only; on CPU use rowwise_adagrad"):
         fuse_sparse_optimizer(nn.Linear(2, 2), SparseOptimizerConfig(kind="adam"), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("kind", ["adamw", "rmsprop", "adagrad", "muon"])
+def test_a_restored_dense_optimizer_takes_the_same_step(kind: str) -> None:
+    def fresh() -> tuple[dict[str, nn.Parameter], RankerOptimizer]:
+        torch.manual_seed(1)
+        params = {"stack": nn.Parameter(torch.randn(2, 3, 4)), "bias": nn.Parameter(torch.randn(5))}
+        table = nn.Parameter(torch.zeros(1))
+        fused = KeyedOptimizerWrapper({"table": table}, lambda ps: torch.optim.SGD(ps, lr=0.2))
+        dense = dense_optimizer(params, DenseOptimizerConfig(kind=kind, lr=0.1, weight_decay=0.01))
+        return params, RankerOptimizer(fused, dense, ScheduleConfig(), total_steps=10, clip_norm=None)
+
+    def step(params: dict[str, nn.Parameter], optimizer: RankerOptimizer, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for param in params.values():
+            param.grad = torch.randn(param.shape, generator=generator)
+        optimizer.step()
+
+    params, optimizer = fresh()
+    for seed in range(3):
+        step(params, optimizer, seed)
+    weights = {name: param.detach().clone() for name, param in params.items()}
+    state = copy.deepcopy(optimizer.state_dict())
+    restored_params, restored = fresh()
+    restored.init_dense_state()
+    restored.load_state_dict(state)
+    with torch.no_grad():
+        for name, param in restored_params.items():
+            param.copy_(weights[name])
+    step(params, optimizer, seed=9)
+    step(restored_params, restored, seed=9)
+    for name, param in params.items():
+        assert torch.equal(param, restored_params[name]), name
+        assert not torch.equal(param, weights[name]), name
