@@ -106,14 +106,22 @@ def arguments(description: str, runs: int = 5) -> argparse.ArgumentParser:
     return parser
 
 
-def report(title: str, rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any], *, record: bool = False) -> None:
+def report(
+    title: str,
+    rows: Sequence[Mapping[str, Any]],
+    result: Mapping[str, Any],
+    *,
+    record: bool = False,
+    variant: str = "",
+) -> None:
     """Print where and how it ran, the rows as a table, and `result` as one JSON object on the last line.
 
     Args:
         title: the heading.
         rows: one mapping from column to value for each line of the table; what a row does not have stays empty.
         result: the figures to be read by machines; a Ratio becomes its median.
-        record: also write the same as benchmarks/results/<benchmark>.md.
+        record: also write the same as benchmarks/results/<benchmark><variant>.md.
+        variant: what tells this record from others of the same benchmark.
     """
     columns = list(dict.fromkeys(column for row in rows for column in row))
     cells = [[_cell(row.get(column, "")) for column in columns] for row in rows]
@@ -129,7 +137,7 @@ def report(title: str, rows: Sequence[Mapping[str, Any]], result: Mapping[str, A
     sys.stdout.flush()
     console.print(table)
     if record:
-        path = RESULTS / f"{_benchmark()}.md"
+        path = RESULTS / f"{_benchmark()}{variant}.md"
         _write(path, _markdown(title, about, columns, cells, last_line))
         print(f"written: {path}")
     print(last_line, flush=True)

@@ -63,7 +63,7 @@ def main() -> None:
     if len(ours) > 1:
         result["rankmixer_auc_std"] = round(statistics.stdev(row["auc"] for row in ours), 5)
     result["logistic_regression_auc"] = round(rows[-1]["auc"], 5)
-    report(f"Quality on the test rows of {name}", rows, result, record=options.record)
+    report(f"Quality on the test rows of {name}", rows, result, record=options.record, variant=f"-{name}")
 
 
 def split_ml_1m(file: str, out: Path) -> None:
