@@ -15,16 +15,17 @@ Command = Callable[[argparse.Namespace], None]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; return the exit status: 0, 2 for the user's mistake, 1 for anything else."""
-    parsed = _parser().parse_args(arguments)
+    parsed = parser().parse_args(arguments)
     _quiet_libraries()
     return run_reporting_errors(lambda: parsed.command(parsed))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The grammar of the command line."""
+    root = argparse.ArgumentParser(
         prog="rankmixer", description="RankMixer on TorchRec: train, evaluate, predict, plan."
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = root.add_subparsers(required=True, metavar="COMMAND", dest="name")
 
     def add(name: str, command: Command, summary: str, example: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(
@@ -64,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_checkpoint(predict)
     predict.add_argument("--data", required=True, help="Parquet files: path, glob, directory or URL")
     predict.add_argument("--out", required=True, help="directory to write; must not exist")
-    predict.add_argument("--keys", default="", help="columns to copy to the output, separated by commas")
+    predict.add_argument(
+        "--keys", type=_columns, default=[], metavar="A,B", help="columns to copy to the output, separated by commas"
+    )
 
     report = add(
         "report",
@@ -93,7 +96,11 @@ def _parser() -> argparse.ArgumentParser:
         "rankmixer schema > rankmixer.schema.json",
     )
     _add_data(commands)
-    return parser
+    return root
+
+
+def _columns(text: str) -> list[str]:
+    return [column for column in text.split(",") if column]
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
@@ -153,8 +160,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     from launch.evaluate import predict
 
     config = load_config(arguments.config, arguments.overrides)
-    keys = [key for key in arguments.keys.split(",") if key]
-    predict(config, arguments.checkpoint, arguments.data, arguments.out, keys)
+    predict(config, arguments.checkpoint, arguments.data, arguments.out, arguments.keys)
 
 
 def _report(arguments: argparse.Namespace) -> None:

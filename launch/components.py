@@ -169,7 +169,8 @@ def _job(
     """One role: torchrun on every node, the command line's module under it."""
     min_nodes, nodes, processes, nodes_argument = parse_nnodes(j)
     # Without an image the job sees this machine's files: everything can be checked before it starts.
-    problem = check_job(command[0], config, overrides, nodes * processes, files_are_here=not image)
+    arguments = [*command, "--config", config, *overrides]
+    problem = check_job(arguments, nodes * processes, files_are_here=not image)
     if problem:
         print(problem, file=sys.stderr)
         raise SystemExit(2)
@@ -179,7 +180,7 @@ def _job(
     torchrun = ["torchrun", "--nnodes", nodes_argument, "--nproc-per-node", str(processes)]
     torchrun += ["--rdzv-backend", "c10d", "--rdzv-id", macros.app_id, "--rdzv-endpoint"]
     rest = ["--max-restarts", str(max_restarts), "--shutdown-timeout", str(SHUTDOWN_SECONDS)]
-    rest += ["-m", "launch.cli", *command, "--config", config, *overrides]
+    rest += ["-m", "launch.cli", *arguments]
     # exec: signals of the scheduler reach torchrun, not a shell.
     shell = f"exec {shlex.join(torchrun)} {endpoint} {shlex.join(rest)}"
     return specs.AppDef(

@@ -11,14 +11,13 @@ from launch.config import Config, check_world
 from launch.distributed import Ranks, cluster_here, process_group
 from launch.job import checkpoints_of, choose_checkpoint, evaluate, outputs, pass_reader, restore
 from launch.parts import ParquetParts
+from launch.preflight import evaluation_paths
 from launch.report import print_result
 
 
 def evaluate_checkpoint(config: Config, checkpoint: str) -> None:
     """Print the metrics of a checkpoint on data.test, or data.evaluate, as one JSON line."""
-    paths = config.data.test or config.data.evaluate
-    if paths is None:
-        raise ValueError("data.test and data.evaluate are both empty; give one, e.g. data.test=FILES")
+    paths = evaluation_paths(config)
     with process_group(config.run.timeout_seconds, config.model.tf32) as ranks:
         built, name = _restored(config, ranks, checkpoint)
         metrics = evaluate(config, built, ranks, paths)

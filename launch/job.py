@@ -12,6 +12,7 @@ import torch
 from launch.build import Build
 from launch.config import Config
 from launch.distributed import Ranks
+from launch.preflight import group_keys
 from launch.ranker import Output
 from pipeline.batch import Batch
 from pipeline.checkpoint import Checkpoints
@@ -68,7 +69,7 @@ def outputs(built: Build, ranks: Ranks, reader: BatchReader) -> Iterator[Output]
 def evaluate(config: Config, built: Build, ranks: Ranks, paths: str | list[str]) -> dict[str, float]:
     """Metrics of the model over `paths`, equal on all ranks. Collective."""
     group = config.metrics.group
-    reader = pass_reader(config, ranks, paths, keys=[group] if group else [])
+    reader = pass_reader(config, ranks, paths, keys=group_keys(config))
     metrics = Metrics(config.feature_schema.tasks, group=group, auc_bins=config.metrics.auc_bins)
     for output in outputs(built, ranks, reader):
         batch = output.batch

@@ -55,6 +55,10 @@ def test_a_mistake_ends_torchx_with_status_2(tmp_path: Path) -> None:
     done = torchx_run(job, "rankmixer.train", "-j", "1x3", "--config", str(job.config))
     assert done.returncode == 2
     assert "data.batch_size is 16, which 3 ranks do not divide; use 15 or 18" in done.stderr
+    predict = ["rankmixer.predict", "-j", "1x2", "--config", str(job.config), "--data", str(tmp_path / "test")]
+    done = torchx_run(job, *predict, "--out", str(tmp_path / "out"), "--keys", "nobody")
+    assert done.returncode == 2
+    assert "nobody" in done.stderr
     (tmp_path / "train" / "b.parquet").write_bytes(b"")
     done = torchx_run(job, "rankmixer.train", "-j", "1x2", "--config", str(job.config))
     assert done.returncode == 2
