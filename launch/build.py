@@ -29,6 +29,7 @@ class Build:
     Args:
         model: the sharded Ranker.
         optimizer: tables and dense part.
+        head: the dense part, inside `model`.
         plan: every shard of every table.
         dense_parameters: number of parameters outside the tables.
         flops_per_example: forward FLOPs of the head's matrix products.
@@ -36,6 +37,7 @@ class Build:
 
     model: DistributedModelParallel
     optimizer: RankerOptimizer
+    head: RankMixer
     plan: list[Shard]
     dense_parameters: int
     flops_per_example: int
@@ -136,5 +138,7 @@ def build(config: Config, ranks: Ranks, cluster: Cluster, total_steps: int) -> B
         config.optimizer.schedule,
         total_steps,
         config.optimizer.clip_norm,
+        after_step=lambda: ranker.head.adapt_penalty(dist.all_reduce),
     )
-    return Build(model, optimizer, plan_shards(sharding_plan, collection), dense_parameters, flops)
+    shards = plan_shards(sharding_plan, collection)
+    return Build(model, optimizer, ranker.head, shards, dense_parameters, flops)

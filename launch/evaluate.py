@@ -20,7 +20,7 @@ def evaluate_checkpoint(config: Config, checkpoint: str) -> None:
     paths = evaluation_paths(config)
     with process_group(config.run.timeout_seconds, config.model.tf32) as ranks:
         built, name = _restored(config, ranks, checkpoint)
-        metrics = evaluate(config, built, ranks, paths)
+        metrics = evaluate(config, built, ranks, paths).metrics
         if ranks.is_first:
             print_result({"checkpoint": name, **metrics})
 

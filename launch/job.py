@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import torch
+import torch.distributed as dist
 
 from launch.build import Build
 from launch.config import Config
@@ -21,6 +24,7 @@ from pipeline.hashing import hash_integers, hash_strings
 from pipeline.metrics import Metrics
 from pipeline.reader import BatchReader
 from pipeline.train_pipeline import AgreedPipeline
+from rankmixer_head import Activity
 
 
 def training_reader(config: Config, ranks: Ranks) -> BatchReader:
@@ -66,16 +70,37 @@ def outputs(built: Build, ranks: Ranks, reader: BatchReader) -> Iterator[Output]
         built.model.train()
 
 
-def evaluate(config: Config, built: Build, ranks: Ranks, paths: str | list[str]) -> dict[str, float]:
-    """Metrics of the model over `paths`, equal on all ranks. Collective."""
+@dataclass(frozen=True)
+class Evaluation:
+    """What a pass over labelled rows says of the model, equal on all ranks.
+
+    Args:
+        metrics: by name; with a Sparse-MoE also the share of its experts that was open, and how many never were.
+        load_LTE: share of the examples for which each expert was open; None without a Sparse-MoE.
+    """
+
+    metrics: dict[str, float]
+    load_LTE: torch.Tensor | None
+
+
+def evaluate(config: Config, built: Build, ranks: Ranks, paths: str | list[str]) -> Evaluation:
+    """Run the model as it is served over `paths`. Collective."""
     group = config.metrics.group
     reader = pass_reader(config, ranks, paths, keys=group_keys(config))
     metrics = Metrics(config.feature_schema.tasks, group=group, auc_bins=config.metrics.auc_bins)
+    activity = Activity(built.head.moes) if built.head.moes else None
     for output in outputs(built, ranks, reader):
         batch = output.batch
         groups_B = group_ids(batch, group) if group else None
         metrics.update(output.logits_BK, batch.labels_BK, batch.weights_B, groups_B)
-    return metrics.compute(ranks.control)
+        if activity:
+            activity.add()
+    computed = metrics.compute(ranks.control)
+    if activity is None:
+        return Evaluation(computed, None)
+    load_LTE = activity.load_LTE(partial(dist.all_reduce, group=ranks.control))
+    computed |= {"active_ratio": load_LTE.mean().item(), "dead_experts": int((load_LTE == 0).sum())}
+    return Evaluation(computed, load_LTE)
 
 
 def group_ids(batch: Batch, column: str) -> torch.Tensor:

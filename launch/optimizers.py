@@ -94,6 +94,7 @@ class RankerOptimizer(CombinedOptimizer):
         schedule: both follow it.
         total_steps: steps of the whole run, the end of the decay.
         clip_norm: bound on the global norm of the dense gradients; None: not clipped, and the norm is not computed.
+        after_step: called when a step has been taken.
     """
 
     def __init__(
@@ -103,10 +104,12 @@ class RankerOptimizer(CombinedOptimizer):
         schedule: ScheduleConfig,
         total_steps: int,
         clip_norm: float | None,
+        after_step: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__([("", fused), ("", dense)])
         self.dense = dense
         self.clip_norm = clip_norm
+        self._after_step = after_step
         self.grad_norm: torch.Tensor | None = None
         self._schedule, self._total_steps = schedule, total_steps
         self._base_lrs = [float(group["lr"]) for group in self.param_groups]
@@ -128,6 +131,7 @@ class RankerOptimizer(CombinedOptimizer):
         if self.clip_norm is not None:
             self.grad_norm = torch.nn.utils.clip_grad_norm_(list(self.dense.params.values()), self.clip_norm)
         super().step(closure)
+        self._after_step()
 
     def init_dense_state(self) -> None:
         """Create the dense optimizer's state, which is lazy, so that a checkpoint can be loaded into it.

@@ -29,9 +29,10 @@ class Output(NamedTuple):
 class TaskLoss(nn.Module):
     """Weighted log loss over examples and tasks.
 
-    loss = loss_scale * sum_bk weight_b * task_weight_k * BCE(logit_bk, label_bk), where the training pipeline has set
-    loss_scale = W / sum of the global batch's weights: averaged over ranks, as DDP does with gradients, that is the
-    weighted mean over the global batch, however the weights lie on the ranks.
+    loss = sum_bk weight_b * task_weight_k * BCE(logit_bk, label_bk), where the weights have been scaled by W over their
+    sum in the global batch: averaged over ranks, as DDP does with gradients, that is the weighted mean over the global
+    batch, however the weights lie on the ranks. A Sparse-MoE may train every example on two paths: then it is the mean
+    over both.
     """
 
     weight_K: Tensor
@@ -40,10 +41,12 @@ class TaskLoss(nn.Module):
         super().__init__()
         self.register_buffer("weight_K", torch.tensor(task_weights, dtype=torch.float32), persistent=False)
 
-    def forward(self, logits_BK: Tensor, batch: Batch) -> Tensor:
-        """Return the scalar loss, in fp32."""
-        loss_BK = F.binary_cross_entropy_with_logits(logits_BK.float(), batch.labels_BK, reduction="none")
-        return batch.loss_scale * (batch.weights_B @ loss_BK @ self.weight_K)
+    def forward(self, logits_NK: Tensor, labels_BK: Tensor, weight_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the scalar loss, in fp32, and the logits of the path that serves, which comes last."""
+        logits_2BK = logits_NK.unflatten(0, (-1, len(labels_BK)))
+        labels_2BK = labels_BK.expand_as(logits_2BK)
+        loss_2BK = F.binary_cross_entropy_with_logits(logits_2BK.float(), labels_2BK, reduction="none")
+        return weight_B @ loss_2BK.mean(0) @ self.weight_K, logits_2BK[-1].detach()
 
 
 class Ranker(nn.Module):
@@ -51,7 +54,7 @@ class Ranker(nn.Module):
 
     Args:
         embeddings: (sparse, dense_BF) -> x_BI.
-        head: x_BI -> logits_BK.
+        head: (x_BI, weight_B) -> logits_BK.
         task_weights: weight of each task's loss.
         autocast: dtype of the head's matrix products; None: fp32.
         device_type: where the head runs; the tracer cannot ask a batch for it.
@@ -75,7 +78,8 @@ class Ranker(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Output]:
         """Return the loss to differentiate and what the loop and the evaluation need."""
         x_BI = self.embeddings(batch.sparse, batch.dense_BF)
+        weight_B = batch.loss_scale * batch.weights_B
         with torch.autocast(self.device_type, self.autocast, enabled=self.autocast is not None):
-            logits_BK = self.head(x_BI)
-        loss = self.loss(logits_BK, batch)
-        return loss, Output(loss.detach(), logits_BK.detach(), batch)
+            logits_NK = self.head(x_BI, weight_B)
+        loss, logits_BK = self.loss(logits_NK, batch.labels_BK, weight_B)
+        return loss, Output(loss.detach(), logits_BK, batch)

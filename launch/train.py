@@ -7,6 +7,8 @@ from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from launch.build import Build, build
 from launch.config import Config, check_world, dump_config
 from launch.distributed import Ranks, cluster_here, process_group
@@ -132,6 +134,7 @@ class Training:
             lr_sparse=lr_sparse,
             lr_dense=lr_dense,
             **({} if grad_norm is None else {"grad_norm": float(grad_norm)}),
+            **self.built.head.routing_state(),
         )
 
     def evaluate(self, position: Position) -> bool:
@@ -140,10 +143,11 @@ class Training:
         if self.config.data.evaluate is None:
             return False
         self.pipeline.detach()
-        self.evaluation = evaluate(self.config, self.built, self.ranks, self.config.data.evaluate)
-        self.evaluated_step = position.step
+        evaluation = evaluate(self.config, self.built, self.ranks, self.config.data.evaluate)
+        self.evaluation, self.evaluated_step = evaluation.metrics, position.step
         if self.journal:
             self.journal.event("evaluate", position.step, epoch=position.epoch, **self.evaluation)
+            self.tell_experts(position, evaluation.load_LTE)
         score = self.score()
         # A metric that is not defined (nan: one class only) is never the best.
         if score > self.best:
@@ -152,6 +156,22 @@ class Training:
             self.evaluations_since_best += 1
         stopping = self.config.train.early_stopping
         return stopping is not None and self.evaluations_since_best >= stopping.patience
+
+    def tell_experts(self, position: Position, load_LTE: torch.Tensor | None) -> None:
+        """Record how the load lies on the experts of a Sparse-MoE, and warn of those that no example opened."""
+        if load_LTE is None or self.journal is None:
+            return
+        layers = {f"active_ratio/layer_{layer}": load_TE.mean().item() for layer, load_TE in enumerate(load_LTE)}
+        self.journal.event("experts", position.step, **layers, load_LTE=load_LTE.tolist())
+        dead = [f"layer {layer} token {token} expert {expert}" for layer, token, expert in (load_LTE == 0).nonzero()]
+        if dead:
+            self.journal.event(
+                "warning",
+                position.step,
+                message=f"{len(dead)} of {load_LTE.numel()} experts are dead, no example opens them: "
+                f"{', '.join(dead[:4])}{', ...' if len(dead) > 4 else ''}; lower model.moe.experts or raise "
+                "model.moe.active_ratio",
+            )
 
     def tell_mended(self, position: Position) -> None:
         """Say how many values the schema's policies have mended in the training rows so far, on all ranks."""
@@ -198,7 +218,7 @@ class Training:
             if best is not None:
                 self.pipeline.detach()
                 restore(self.built, self.ranks, self.checkpoints, best, config)
-            test = evaluate(config, self.built, self.ranks, config.data.test)
+            test = evaluate(config, self.built, self.ranks, config.data.test).metrics
             result = {
                 "steps": self.loop.position.step,
                 "checkpoint": best,

@@ -28,7 +28,8 @@ TENSORBOARD = "tensorboard"
 class Journal:
     """The record of a run, kept by rank 0.
 
-    `directory` (local; None only shows) gets `log.jsonl` and TensorBoard's files in `tensorboard/`. Every line of
+    `directory` (local; None only shows) gets `log.jsonl` and TensorBoard's files in `tensorboard/`: numbers as scalars,
+    nested lists of shares as pictures. Every line of
     `log.jsonl` is one JSON object with "kind", "step", "time" (seconds since 1970) and the values given; a number that
     is not finite is null. A line is with the operating system before the call returns: a kill loses nothing.
 
@@ -111,9 +112,9 @@ class Journal:
             self._torn = True
             self._torn = self._log.write(content) < len(content)
         with self._survive(TENSORBOARD):
-            self._add_scalars(kind, step, values)
+            self._add_to_board(kind, step, values)
 
-    def _add_scalars(self, kind: str, step: int, values: dict[str, Any]) -> None:
+    def _add_to_board(self, kind: str, step: int, values: dict[str, Any]) -> None:
         if self.directory is None or TENSORBOARD in self._failures:
             return
         if self._board is None:
@@ -124,6 +125,9 @@ class Journal:
         for name, value in values.items():
             if type(value) in (int, float):
                 self._board.add_scalar(f"{kind}/{name}", value, step)
+            elif isinstance(value, list):  # nested lists of shares, as a picture: the last dimension to the right
+                shares = torch.tensor(value)
+                self._board.add_image(f"{kind}/{name}", shares.view(-1, shares.shape[-1]), step, dataformats="HW")
         self._board.flush()
 
     @contextmanager

@@ -7,11 +7,11 @@ from typing import Any, Literal, get_args
 TokenizerKind = Literal["slices", "per_group"]
 BlockKind = Literal["rankmixer", "tokenmixer_large"]
 Initialisation = Literal["fan_in", "xavier"]
-Routing = Literal["dtsi", "dtsi_random", "dtsi_distill", "single", "top_k"]
+Routing = Literal["dtsi", "dtsi_split", "dtsi_distill", "single", "top_k"]
 Ablation = Literal[
     "none", "no_skip", "no_mixing", "no_layer_norm", "shared_ffn", "all_concat", "all_share", "self_attention"
 ]
-WITHOUT_MIXING = ("no_mixing", "all_concat", "all_share", "self_attention")
+REPLACES_MIXING = ("no_skip", "no_mixing", "all_concat", "all_share", "self_attention")
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class MoEConfig:
         active_ratio: budget: share of the experts that are active, as a mean over examples, tokens and layers.
         routing: how gates are made and trained. All but `top_k` are ReLU gates under an adaptive l1 penalty.
             `dtsi`: dense training, sparse inference with two routers; each example is trained on both paths.
-            `dtsi_random`: the same, each example on one path drawn at random.
+            `dtsi_split`: the same, every second example on one path, the others on the other.
             `dtsi_distill`: trained on the dense path alone; the router that serves learns to imitate it.
             `single`: one router, sparse in training too (ReMoE).
             `top_k`: softmax, the best experts, a balance loss; the classical baseline.
@@ -53,6 +53,11 @@ class MoEConfig:
                 f"moe.routing = top_k activates a whole number of the {self.experts} experts, and moe.active_ratio = "
                 f"{self.active_ratio} is not one; use one of {whole}"
             )
+
+    @property
+    def has_two_routers(self) -> bool:
+        """Whether training has a router of its own, beside the one that serves."""
+        return self.routing.startswith("dtsi")
 
     @property
     def top_k(self) -> int:
@@ -136,7 +141,7 @@ valid widths: 96, 112
             ("block = tokenmixer_large", f"ablation = {ablation}"): large and ablation != "none",
             ("block = tokenmixer_large", "mixing_gain = true"): large and self.mixing_gain,
             ("block = tokenmixer_large", "moe"): large and self.moe is not None,
-            (f"ablation = {ablation}", "mixing_gain = true"): self.mixing_gain and ablation in WITHOUT_MIXING,
+            (f"ablation = {ablation}", "mixing_gain = true"): self.mixing_gain and ablation in REPLACES_MIXING,
             (f"ablation = {ablation}", "moe"): self.moe is not None and ablation in ("shared_ffn", "all_share"),
         }
         return [(f"{a} and {b} contradict each other", "give up one of them") for (a, b), both in pairs.items() if both]

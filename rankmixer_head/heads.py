@@ -34,7 +34,7 @@ class TaskHeads(nn.Module):
             raise ValueError(f"num_tasks must be at least 1, found {num_tasks}")
         self.num_tasks = num_tasks
         widths = itertools.pairwise((width, *hidden, 1))
-        self.layers = nn.ModuleList(_PerTaskAffine(num_tasks, i, o, device) for i, o in widths)
+        self.layers = nn.ModuleList(PerTaskAffine(num_tasks, i, o, device) for i, o in widths)
 
     def forward(self, pooled_BD: Float[Tensor, "B D"]) -> Float[Tensor, "B K"]:
         """The logits; under autocast too in the type of the pooled token, where rounding would make ties."""
@@ -46,7 +46,9 @@ class TaskHeads(nn.Module):
             return x_KBO.squeeze(2).transpose(0, 1)
 
 
-class _PerTaskAffine(nn.Module):
+class PerTaskAffine(nn.Module):
+    """An affine map for each of K tasks: (K, B, in) -> (K, B, out)."""
+
     def __init__(self, tasks: int, in_width: int, out_width: int, device: torch.device | str | None) -> None:
         super().__init__()
         self.weight_KIO = nn.Parameter(torch.empty(tasks, in_width, out_width, device=device))
@@ -54,7 +56,8 @@ class _PerTaskAffine(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        """Start the weights anew; see initialise.py."""
         initialise(self)
 
-    def forward(self, x_KBI: Tensor) -> Tensor:
+    def forward(self, x_KBI: Float[Tensor, "K B I"]) -> Float[Tensor, "K B O"]:
         return torch.baddbmm(self.bias_KO.unsqueeze(1), x_KBI, self.weight_KIO)

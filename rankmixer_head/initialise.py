@@ -1,4 +1,4 @@
-"""How every parameter of the head starts, in one table."""
+"""How every parameter and buffer of the head starts, in one table."""
 
 import math
 from collections.abc import Sequence
@@ -7,50 +7,84 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-INITIAL = {
-    "tokens_ID": "uniform",  # Tokenizer: the rows of a token are one map
-    "tokens_bias_TD": "zeros",
-    "up_TDM": "uniform",  # PerTokenFFN: one map a token
-    "up_bias_TM": "zeros",
-    "down_TMD": "uniform",
-    "down_bias_TD": "zeros",
-    "weight_KIO": "uniform",  # TaskHeads: one map a task
-    "bias_KO": "zeros",
-    "weight": "ones",  # LayerNorm
-    "bias": "zeros",
+from rankmixer_head.config import Initialisation
+
+# A number is the value of all entries. "maps" are affine maps, one or a stack, each (in, out); "transposed maps" are
+# each (out, in); "small maps" start at a hundredth.
+INITIAL: dict[str, float | str] = {
+    "tokens_ID": "maps",  # Tokenizer: the rows of a token are one map
+    "tokens_bias_TD": 0.0,
+    "up_TDM": "maps",  # PerTokenFFN, also shared by the tokens: one map a token
+    "up_bias_TM": 0.0,
+    "down_TMD": "maps",
+    "down_bias_TD": 0.0,
+    "gate_TDM": "maps",  # PerTokenSwiGLU
+    "small_down_TMD": "small maps",
+    "router_TDE": "maps",  # PerTokenMoE: a router and E experts a token
+    "router_bias_TE": 0.0,
+    "train_router_TDE": "maps",
+    "train_router_bias_TE": 0.0,
+    "up_TEMD": "transposed maps",
+    "up_bias_TEM": 0.0,
+    "down_TEMD": "maps",
+    "down_bias_TED": 0.0,
+    "load_TE": 0.5,  # a ReLU gate without bias is open for half of all inputs
+    "open_TE": 0.0,
+    "seen": 0.0,
+    "log_penalty": 0.0,  # Routers
+    "excess": 0.0,
+    "gain_D": 0.5,  # GainedMixing: at 1 it would be singular
+    "up_IM": "maps",  # ablations
+    "up_bias_M": 0.0,
+    "down_MO": "maps",
+    "down_bias_O": 0.0,
+    "query_key_value_3DD": "maps",
+    "out_DD": "maps",
+    "weight_KIO": "maps",  # TaskHeads: one map a task
+    "bias_KO": 0.0,
+    "weight": 1.0,  # LayerNorm, RMSNorm
+    "bias": 0.0,
 }
 
 
 @torch.no_grad()
-def initialise(module: nn.Module) -> None:
-    """Start all parameters below `module` by the table above; on the meta device, do nothing.
+def initialise(module: nn.Module, scheme: Initialisation = "fan_in") -> None:
+    """Start all parameters and buffers below `module` by the table above; on the meta device, do nothing.
 
-    "uniform" is within 1/sqrt(fan-in), as in nn.Linear, for each map of a stack by itself: torch.nn.init would take the
-    fan of the whole stack for that of one map. Map i of a parameter depends on torch's seed, the parameter's turn and
-    i alone, so a process that holds only some of the tokens can draw the same values.
+    A map is uniform within 1/sqrt(fan-in), as in nn.Linear, or within sqrt(6/(fan-in + fan-out)) by the scheme
+    "xavier"; each map of a stack by itself: torch.nn.init would take the fan of the whole stack for that of one map.
+    Map i of a parameter depends on torch's seed, the parameter's turn and i alone, so a process that holds only some
+    of the tokens can draw the same values.
 
     Raises:
-        LookupError: a parameter is not in the table.
+        LookupError: a parameter or buffer is not in the table.
     """
     for owner in module.modules():
-        for name, parameter in owner.named_parameters(recurse=False):
+        for name, tensor in (*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False)):
             if name not in INITIAL:
                 raise LookupError(f"{type(owner).__name__}.{name} has no rule in rankmixer_head/initialise.py: add one")
-            if parameter.is_meta:
+            rule = INITIAL[name]
+            if tensor.is_meta:
                 continue
-            if INITIAL[name] == "uniform":
-                _uniform(_maps(owner, parameter))
+            if isinstance(rule, float):
+                tensor.fill_(rule)
             else:
-                parameter.fill_(1.0 if INITIAL[name] == "ones" else 0.0)
+                maps = _maps(owner, tensor)
+                _uniform([weight.mT for weight in maps] if rule == "transposed maps" else maps, scheme)
+                if rule == "small maps":
+                    tensor.mul_(0.01)
 
 
-def _maps(owner: nn.Module, parameter: Tensor) -> Sequence[Tensor]:
-    return parameter.unbind() if parameter.dim() == 3 else parameter.split(cast(list[int], owner.widths))
+def _maps(owner: nn.Module, stack: Tensor) -> Sequence[Tensor]:
+    if stack.dim() > 2:
+        return stack.flatten(0, -3).unbind()
+    return stack.split(cast(list[int], owner.widths)) if hasattr(owner, "widths") else [stack]
 
 
-def _uniform(maps: Sequence[Tensor]) -> None:
+def _uniform(maps: Sequence[Tensor], scheme: Initialisation) -> None:
     seed = int(torch.randint(2**62, (), device="cpu"))
     generator = torch.Generator(maps[0].device)
     for index, weight_IO in enumerate(maps):
-        bound = 1 / math.sqrt(weight_IO.shape[0])
+        fan_in, fan_out = weight_IO.shape
+        bound = 1 / math.sqrt(fan_in) if scheme == "fan_in" else math.sqrt(6 / (fan_in + fan_out))
         weight_IO.uniform_(-bound, bound, generator=generator.manual_seed(seed + index))

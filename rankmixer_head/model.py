@@ -1,27 +1,32 @@
 """RankMixer: embeddings of an example in, one logit for each task out."""
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from rankmixer_head.block import RankMixerBlock
+from rankmixer_head.block import RankMixerBlock, TokenMixerLargeBlock
 from rankmixer_head.config import RankMixerConfig
+from rankmixer_head.counters import flops_per_example
 from rankmixer_head.heads import TaskHeads
 from rankmixer_head.initialise import initialise
+from rankmixer_head.moe import PerTokenMoE
+from rankmixer_head.routing import Routers
 from rankmixer_head.tokenizer import Tokenizer
 
 
 class RankMixer(nn.Module):
-    """The dense RankMixer of arXiv 2507.15551: tokens, L blocks, the mean of the tokens, a head per task.
+    """The RankMixer of arXiv 2507.15551: tokens, L blocks, the mean of the tokens, a head per task.
 
     Inside, activations are token-major, (T, B, D): every per-token product is one batched matrix product over memory
     as it lies.
 
+    With a Sparse-MoE call `adapt_penalty` after every step of the optimizer.
+
     Args:
-        config: sizes; see RankMixerConfig.preset.
+        config: sizes and choices; see RankMixerConfig.preset.
         in_widths: width of each semantic group of the input, in order; I is their sum.
         num_tasks: K.
         device: of the parameters, "meta" included.
@@ -42,30 +47,75 @@ class RankMixer(nn.Module):
         self.config = config
         self.num_tasks = num_tasks
         self.tokenizer = Tokenizer(config, in_widths, device)
-        self.blocks = nn.ModuleList(
-            RankMixerBlock(config.tokens, config.width, config.hidden, device) for _ in range(config.layers)
-        )
+        is_large = config.block == "tokenmixer_large"
+        block = TokenMixerLargeBlock if is_large else RankMixerBlock
+        self.blocks = nn.ModuleList(block(config, device) for _ in range(config.layers))
+        # Pre-norm blocks leave the sum of all their outputs; Post-norm blocks end with a LayerNorm of their own.
+        self.norm = nn.RMSNorm(config.width, device=device) if is_large else nn.Identity()
         self.heads = TaskHeads(config.width, config.head_hidden, num_tasks, device)
+        self.routers = None if config.moe is None else Routers(config.moe, device)
+        if config.initialisation != "fan_in":
+            self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start all weights anew, by the table in initialise.py."""
-        initialise(self)
+        """Start all weights and statistics anew, by the table in initialise.py."""
+        initialise(self, self.config.initialisation)
 
-    def forward(self, x_BI: Float[Tensor, "B I"]) -> Float[Tensor, "B K"]:
-        """Logits of the tasks, float32 under autocast too."""
+    def forward(self, x_BI: Float[Tensor, "B I"], weight_B: Float[Tensor, "B"] | None = None) -> Float[Tensor, "N K"]:
+        """Logits of the tasks, float32 under autocast too.
+
+        In training with `moe.routing = dtsi` there are two logits for each example, (2B, K): first those of the path
+        that is trained only, then those of the path that serves. The loss is the mean over both. Otherwise N = B.
+
+        Args:
+            x_BI: the input.
+            weight_B: weight of each example in the loss, 0 for padding; only a Sparse-MoE uses it. Default: 1/B.
+        """
         x_TBD = self.tokenizer(x_BI)
+        examples = None
+        if self.routers is not None:
+            if self.training and self.routers.has_two_paths:
+                x_TBD = torch.cat([x_TBD, x_TBD], dim=1)
+            if weight_B is None:
+                weight_B = torch.full((len(x_BI),), 1 / len(x_BI), device=x_BI.device)
+            examples = self.routers.examples(weight_B)
         for block in self.blocks:
-            x_TBD = block(x_TBD)
-        return self.heads(x_TBD.mean(0))
+            if self.config.recompute and torch.is_grad_enabled():
+                x_TBD = checkpoint(block, x_TBD, examples, use_reentrant=False)
+            else:
+                x_TBD = block(x_TBD, examples)
+        return self.heads(self.norm(x_TBD).mean(0))
 
-    def flops_per_example(self) -> int:
-        """FLOPs of the matrix products of one example's forward; training takes three times as many.
+    @property
+    def moes(self) -> list[PerTokenMoE]:
+        """The Sparse-MoE of every layer; none if the model is dense."""
+        return [module for module in self.modules() if isinstance(module, PerTokenMoE)]
+
+    def adapt_penalty(self, all_reduce: Callable[[Tensor], object] | None = None) -> None:
+        """Move the weight of the l1 penalty towards the budget of active experts, by the gates of the last forward.
+
+        Call it after every step of the optimizer; without a Sparse-MoE it does nothing.
+
+        Args:
+            all_reduce: sums a tensor over all ranks, in place; needed with more than one, or they drift apart.
+        """
+        if self.routers is not None:
+            self.routers.adapt(self.moes, all_reduce)
+
+    def routing_state(self) -> dict[str, float]:
+        """The share of open experts, smoothed over steps, and the penalty's weight lambda; {} without a Sparse-MoE."""
+        if self.routers is None:
+            return {}
+        ratio = torch.stack([moe.load_TE for moe in self.moes]).mean()
+        return {"active_ratio": ratio.item(), "penalty": self.routers.penalty.item()}
+
+    def flops_per_example(self, active_ratio: float | None = None) -> int:
+        """FLOPs of the matrix products of one example's forward, as it is served; training takes three times as many.
+
+        Args:
+            active_ratio: share of the experts of a Sparse-MoE that are open; default: the budget.
 
         >>> RankMixer(RankMixerConfig.preset("small"), [1024], num_tasks=1, device="meta").flops_per_example()
         34079232
         """
-        config = self.config
-        tokenizer = sum(self.tokenizer.widths) * config.width
-        ffn = 2 * config.layers * config.tokens * config.width * config.hidden
-        heads = self.num_tasks * sum(i * o for i, o in itertools.pairwise((config.width, *config.head_hidden, 1)))
-        return 2 * (tokenizer + ffn + heads)
+        return flops_per_example(self, active_ratio)

@@ -32,7 +32,7 @@ def test_annotations_are_checked_in_tests() -> None:
     import torch
     from jaxtyping import TypeCheckError
 
-    from rankmixer_head import RankMixerBlock
+    from rankmixer_head import RankMixerBlock, RankMixerConfig
 
     with pytest.raises(TypeCheckError):
-        RankMixerBlock(tokens=4, width=12, hidden=30)(torch.zeros(4, 12))
+        RankMixerBlock(RankMixerConfig(tokens=4, width=12, layers=1, expansion=2))(torch.zeros(4, 12))

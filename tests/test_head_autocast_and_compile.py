@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 from typing import cast
 
 import jaxtyping
@@ -6,14 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rankmixer_head import RankMixer, RankMixerConfig
+from rankmixer_head import RankMixer
+from tests.head_variants import PLAIN, VARIANTS, in_widths
 
 B, I, K = 6, 18, 2  # noqa: E741
-CONFIG = RankMixerConfig(tokens=4, width=16, layers=2, expansion=2.5, head_hidden=(5,))
 
 
 def gradients(model: torch.nn.Module, x_BI: torch.Tensor) -> list[torch.Tensor]:
-    loss = F.binary_cross_entropy_with_logits(model(x_BI), torch.ones(B, K))
+    logits_NK = model(x_BI)
+    loss = F.binary_cross_entropy_with_logits(logits_NK, torch.ones_like(logits_NK))
     return list(torch.autograd.grad(loss, [x_BI, *model.parameters()]))
 
 
@@ -26,7 +28,7 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def model() -> RankMixer:
     torch.manual_seed(10)
-    return RankMixer(CONFIG, in_widths=[I], num_tasks=K)
+    return RankMixer(PLAIN, in_widths=[I], num_tasks=K)
 
 
 @pytest.fixture
@@ -58,10 +60,20 @@ def test_bfloat16_keeps_norms_residuals_and_logits_in_float32(model: RankMixer, 
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_training_is_captured_in_one_graph(model: RankMixer, x_BI: torch.Tensor) -> None:
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_training_and_serving_are_captured_in_one_graph(variant: str, recompute: bool, x_BI: torch.Tensor) -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(10)
+    config = replace(VARIANTS[variant], recompute=recompute)
+    model = RankMixer(config, in_widths(config), num_tasks=K)
     compiled = cast(RankMixer, torch.compile(model, fullgraph=True, backend="aot_eager"))
     for got, expected in zip(gradients(compiled, x_BI), gradients(model, x_BI), strict=True):
         torch.testing.assert_close(got, expected)
+    counts = [moe.open_TE.clone() for moe in model.moes]
+    model(x_BI)
+    assert all(torch.equal(moe.open_TE, count) for moe, count in zip(model.moes, counts, strict=True))
+    model.eval()
     with torch.no_grad():
         torch.testing.assert_close(compiled(x_BI), model(x_BI))
 

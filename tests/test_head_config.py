@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 
-from rankmixer_head import RankMixer, RankMixerConfig
+from rankmixer_head import MoEConfig, RankMixer, RankMixerConfig
 
 
 def parameter_count(T: int, D: int, L: int, M: int, I: int, K: int) -> int:  # noqa: E741
@@ -64,12 +64,36 @@ def test_tokens_that_do_not_divide_the_width_are_refused_with_the_nearest_widths
         ({"expansion": 0.01}, r"hidden must be at least 1, found expansion \* width = 0.12"),
         ({"head_hidden": (8, 0)}, r"head_hidden must be widths of at least 1, found \(8, 0\)"),
         ({"tokenizer": "per_grup"}, "unknown tokenizer 'per_grup'; nearest: per_group"),
+        ({"ablation": "no_mixin"}, "unknown ablation 'no_mixin'; nearest: no_mixing"),
+        ({"block": "large"}, "unknown block 'large'; nearest: tokenmixer_large"),
+        ({"global_token": True, "tokens": 1}, "global_token = true and tokens = 1 contradict each other; give up one"),
+        ({"block": "tokenmixer_large", "ablation": "no_skip"}, "tokenmixer_large and ablation = no_skip contradict"),
+        ({"block": "tokenmixer_large", "mixing_gain": True}, "tokenmixer_large and mixing_gain = true contradict"),
+        ({"block": "tokenmixer_large", "moe": MoEConfig(2)}, "tokenmixer_large and moe contradict"),
+        ({"ablation": "no_skip", "mixing_gain": True}, "ablation = no_skip and mixing_gain = true contradict"),
+        ({"ablation": "shared_ffn", "moe": MoEConfig(2)}, "ablation = shared_ffn and moe contradict"),
     ],
 )
 def test_impossible_sizes_are_refused(change: dict[str, Any], text: str) -> None:
     sizes = {"tokens": 4, "width": 12, "layers": 1, "expansion": 2}
     with pytest.raises(ValueError, match=text):
         RankMixerConfig(**(sizes | change))
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"experts": 0}, "moe.experts must be at least 1, found 0"),
+        ({"active_ratio": 0.0}, "moe.active_ratio must be above 0 and at most 1, found 0.0"),
+        ({"active_ratio": 1.5}, "moe.active_ratio must be above 0 and at most 1, found 1.5"),
+        ({"dense_above": 2.0}, "moe.dense_above must be between 0 and 1, found 2.0"),
+        ({"routing": "topk"}, "unknown moe.routing 'topk'; nearest: top_k"),
+        ({"routing": "top_k", "active_ratio": 0.3}, "moe.active_ratio = 0.3 is not one; use one of 1/4, 2/4, 3/4, 4/4"),
+    ],
+)
+def test_impossible_experts_are_refused(fields: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        MoEConfig(**({"experts": 4} | fields))
 
 
 def test_hidden_width_is_rounded() -> None:

@@ -1,37 +1,71 @@
 import math
+from dataclasses import replace
 from typing import cast
 
 import pytest
 import torch
 from torch import nn
 
-from rankmixer_head import PerTokenFFN, RankMixer, RankMixerConfig
-from rankmixer_head.config import TokenizerKind
+from rankmixer_head import (
+    MoEConfig,
+    PerTokenFFN,
+    PerTokenMoE,
+    PerTokenSwiGLU,
+    RankMixer,
+    RankMixerBlock,
+    RankMixerConfig,
+)
 from rankmixer_head.initialise import initialise
+from tests.head_variants import VARIANTS, in_widths
 
 CONFIG = RankMixerConfig(tokens=4, width=12, layers=2, expansion=2.5, head_hidden=(7,))
 
 
-@pytest.mark.parametrize("tokenizer", ["slices", "per_group"])
-def test_no_parameter_keeps_its_memory_after_a_reset(tokenizer: TokenizerKind) -> None:
-    config = RankMixerConfig(tokens=4, width=12, layers=2, expansion=2.5, head_hidden=(7,), tokenizer=tokenizer)
-    model = RankMixer(config, in_widths=[9, 3, 1, 5], num_tasks=2, device="meta").to_empty(device="cpu")
-    for parameter in model.parameters():
-        nn.init.constant_(parameter, math.nan)
+def filled_with_nan(config: RankMixerConfig) -> RankMixer:
+    model = RankMixer(config, in_widths(config), num_tasks=2, device="meta").to_empty(device="cpu")
+    for tensor in (*model.parameters(), *model.buffers()):
+        nn.init.constant_(tensor, math.nan)
+    return model
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_parameter_or_buffer_keeps_its_memory_after_a_reset(variant: str) -> None:
+    model = filled_with_nan(VARIANTS[variant])
     model.reset_parameters()
-    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert all(tensor.isfinite().all() for tensor in (*model.parameters(), *model.buffers()))
 
 
-def test_every_module_that_owns_parameters_resets_itself() -> None:
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_module_that_owns_parameters_or_buffers_resets_itself(variant: str) -> None:
     """TorchRec's DistributedModelParallel calls reset_parameters of each owner of meta parameters, not of the root."""
-    model = RankMixer(CONFIG, in_widths=[18], num_tasks=2)
+    model = filled_with_nan(VARIANTS[variant])
     for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            nn.init.constant_(parameter, math.nan)
-    for module in model.modules():
-        if list(module.parameters(recurse=False)):
+        if [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
             cast(nn.LayerNorm, module).reset_parameters()
-    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert all(tensor.isfinite().all() for tensor in (*model.parameters(), *model.buffers()))
+
+
+def test_the_maps_of_an_expert_have_their_own_fan_in_though_they_lie_transposed() -> None:
+    torch.manual_seed(5)
+    moe = PerTokenMoE(tokens=3, width=64, hidden=192, config=MoEConfig(4))
+    for weight_TEMD, fan_in in ((moe.up_TEMD, 64), (moe.down_TEMD, 192)):
+        bound = 1 / math.sqrt(fan_in)
+        assert 0.99 * bound < weight_TEMD.abs().max() <= bound
+        assert not torch.equal(weight_TEMD[0, 0], weight_TEMD[0, 1])
+
+
+def test_xavier_counts_both_fans_of_each_map() -> None:
+    torch.manual_seed(5)
+    model = RankMixer(replace(CONFIG, width=64, expansion=3, initialisation="xavier"), [64], num_tasks=1)
+    bound = math.sqrt(6 / (64 + 192))
+    ffn = cast(PerTokenFFN, cast(RankMixerBlock, model.blocks[0]).ffn)
+    for weight_TIO in (ffn.up_TDM, ffn.down_TMD):
+        assert 0.99 * bound < weight_TIO.abs().max() <= bound
+
+
+def test_the_down_maps_of_tokenmixer_large_start_at_a_hundredth() -> None:
+    swiglu = PerTokenSwiGLU(tokens=4, width=64, hidden=192)
+    assert 0.0099 / math.sqrt(192) < swiglu.small_down_TMD.abs().max() <= 0.01 / math.sqrt(192)
 
 
 def test_each_map_of_a_stack_has_its_own_fan_in() -> None:

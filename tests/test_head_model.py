@@ -1,10 +1,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from rankmixer_head import RankMixer, RankMixerConfig
-from rankmixer_head.config import TokenizerKind
+from tests.head_variants import VARIANTS, in_widths
 
 B, I, K = 7, 18, 2  # noqa: E741
 CONFIG = RankMixerConfig(tokens=4, width=12, layers=3, expansion=2.5)
@@ -59,8 +60,11 @@ def test_examples_do_not_see_each_other() -> None:
     torch.testing.assert_close(model(x_BI)[2:5], model(x_BI[2:5]))
 
 
-def test_every_parameter_and_the_input_get_a_gradient() -> None:
-    model = build(RankMixerConfig(tokens=4, width=12, layers=2, expansion=2.5, head_hidden=(5,)))
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_parameter_and_the_input_get_a_gradient(variant: str) -> None:
+    config = VARIANTS[variant]
+    torch.manual_seed(8)
+    model = RankMixer(config, in_widths(config), num_tasks=K)
     x_BI = torch.randn(B, I, requires_grad=True)
     model(x_BI).square().sum().backward()
     for name, parameter in model.named_parameters():
@@ -70,14 +74,22 @@ def test_every_parameter_and_the_input_get_a_gradient() -> None:
     assert x_BI.grad.count_nonzero() == B * I
 
 
-@pytest.mark.parametrize("tokenizer", ["slices", "per_group"])
-@pytest.mark.parametrize("head_hidden", [(), (9, 5)])
-def test_flops_are_those_that_torch_counts(tokenizer: TokenizerKind, head_hidden: tuple[int, ...]) -> None:
-    config = RankMixerConfig(4, 12, 3, 2.5, tokenizer=tokenizer, head_hidden=head_hidden)
-    model = RankMixer(config, in_widths=[3, 8, 1, 6], num_tasks=K)
-    with FlopCounterMode(display=False) as counter:
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_flops_are_those_that_torch_counts(variant: str) -> None:
+    """A Sparse-MoE in evaluation with gradients computes all experts, and no router of training."""
+    config = VARIANTS[variant]
+    model = RankMixer(config, in_widths(config), num_tasks=K).eval()
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # the fused kernel is not counted
         model(torch.randn(B, I))
-    assert counter.get_total_flops() == B * model.flops_per_example()
+    assert counter.get_total_flops() == B * model.flops_per_example(active_ratio=1.0)
+
+
+def test_a_sparse_moe_is_counted_by_its_budget() -> None:
+    config = VARIANTS["moe_single"]
+    assert config.moe is not None
+    model = RankMixer(config, [I], num_tasks=K)
+    experts = config.layers * config.tokens * config.moe.experts * 4 * config.width * config.hidden
+    assert model.flops_per_example(1.0) - model.flops_per_example() == experts * (1 - config.moe.active_ratio)
 
 
 @pytest.mark.parametrize("preset", ["tiny", "small", "100m", "1b"])
