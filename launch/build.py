@@ -19,6 +19,7 @@ from launch.config import Config
 from launch.distributed import Ranks
 from launch.optimizers import RankerOptimizer, dense_optimizer, fuse_sparse_optimizer
 from launch.ranker import Ranker
+from launch.torchrec_models import TorchrecModel
 from rankmixer_head import RankMixer
 
 
@@ -55,7 +56,11 @@ def build_ranker(config: Config, device: torch.device) -> Ranker:
     schema = config.feature_schema
     tables = embedding_bag_collection(schema, {name: table.dtype for name, table in config.plan.tables.items()})
     embeddings = FeatureEmbeddings(schema, tables)
-    head = RankMixer(config.model.head(), embeddings.in_widths, len(schema.tasks), device=torch.device("meta"))
+    head: RankMixer | TorchrecModel
+    if config.model.is_ours:
+        head = RankMixer(config.model.head(), embeddings.in_widths, len(schema.tasks), device="meta")
+    else:
+        head = TorchrecModel(config.model, schema, device="meta")
     task_weights = [label.weight for label in schema.labels.values()]
     return Ranker(embeddings, head, task_weights, autocast(config, device), device.type)
 

@@ -101,6 +101,8 @@ class ModelConfig(Strict):
     def _sizes_fit(self) -> "ModelConfig":
         if self.is_ours:
             self.head()
+        elif not self.hidden:
+            raise ValueError(f"hidden must hold at least one width with arch {self.arch}, found []")
         return self
 
 
@@ -234,7 +236,32 @@ class Config(Strict):
                     f"{len(groups)} feature groups {groups}{', and a global token' if head.global_token else ''}; set "
                     f"model.tokens = {len(groups) + head.global_token}, or use tokenizer slices"
                 )
+        if not self.model.is_ours:
+            self._fits_torchrec()
         return self
+
+    def _fits_torchrec(self) -> None:
+        """Refuse what TorchRec's models cannot take, before anything is built."""
+        arch, schema = self.model.arch, self.feature_schema
+        if self.optimizer.dense.kind == "muon":
+            raise ValueError(
+                f"optimizer.dense.kind is muon, which is for per-token matrices, and model.arch = {arch} has none; use "
+                "adamw, rmsprop or adagrad"
+            )
+        features: dict[int, list[str]] = {}
+        for table in schema.tables.values():
+            features.setdefault(table.dim, []).extend(table.features)
+        if arch != "mlp" and len(features) > 1:
+            found = "; ".join(f"dim {dim}: {', '.join(names)}" for dim, names in sorted(features.items()))
+            raise ValueError(
+                f"model.arch = {arch} wants all tables of one dim, found {found}; give these features one dim in the "
+                "feature schema, or use model.arch mlp, rankmixer or tokenmixer_large, which take any"
+            )
+        if arch in ("dlrm", "dcn") and len(schema.sparse_features) + bool(schema.dense_features) < 2:
+            raise ValueError(
+                f"model.arch = {arch} crosses features, and the schema has only {schema.sparse_features}; add a "
+                "feature, or use model.arch deepfm, mlp, rankmixer or tokenmixer_large"
+            )
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
