@@ -2,10 +2,20 @@
 
 from rankmixer_head.block import RankMixerBlock
 from rankmixer_head.config import RankMixerConfig
+from rankmixer_head.drop_in import ConcatenateEmbeddings
 from rankmixer_head.heads import TaskHeads
 from rankmixer_head.mixing import mix_tokens
 from rankmixer_head.model import RankMixer
 from rankmixer_head.per_token_ffn import PerTokenFFN
 from rankmixer_head.tokenizer import Tokenizer
 
-__all__ = ["PerTokenFFN", "RankMixer", "RankMixerBlock", "RankMixerConfig", "TaskHeads", "Tokenizer", "mix_tokens"]
+__all__ = [
+    "ConcatenateEmbeddings",
+    "PerTokenFFN",
+    "RankMixer",
+    "RankMixerBlock",
+    "RankMixerConfig",
+    "TaskHeads",
+    "Tokenizer",
+    "mix_tokens",
+]
