@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from launch.config import Config
 from launch.distributed import Ranks
 from launch.optimizers import RankerOptimizer, dense_optimizer, fuse_sparse_optimizer
 from launch.ranker import Ranker
-from rankmixer_head import RankMixer
+from launch.torchrec_models import TorchrecModel
+from rankmixer_head import PerTokenMoE, RankMixer
 
 
 @dataclass
@@ -37,10 +39,19 @@ class Build:
 
     model: DistributedModelParallel
     optimizer: RankerOptimizer
-    head: RankMixer
+    head: RankMixer | TorchrecModel
     plan: list[Shard]
     dense_parameters: int
     flops_per_example: int
+
+    @property
+    def moes(self) -> list[PerTokenMoE]:
+        """The Sparse-MoE of every layer; most models have none."""
+        return self.head.moes if isinstance(self.head, RankMixer) else []
+
+    def routing_state(self) -> dict[str, float]:
+        """The share of open experts and the weight of their penalty; {} without a Sparse-MoE."""
+        return self.head.routing_state() if isinstance(self.head, RankMixer) else {}
 
     def state(self) -> dict[str, Any]:
         """Nested dict of tensors, for checkpoints: model, tables and both optimizers."""
@@ -57,7 +68,11 @@ def build_ranker(config: Config, device: torch.device) -> Ranker:
     schema = config.feature_schema
     tables = embedding_bag_collection(schema, {name: table.dtype for name, table in config.plan.tables.items()})
     embeddings = FeatureEmbeddings(schema, tables)
-    head = RankMixer(config.model.head(), embeddings.in_widths, len(schema.tasks), device=torch.device("meta"))
+    head: RankMixer | TorchrecModel
+    if config.model.is_ours:
+        head = RankMixer(config.model.head(), embeddings.in_widths, len(schema.tasks), device="meta")
+    else:
+        head = TorchrecModel(config.model, schema, device="meta")
     task_weights = [label.weight for label in schema.labels.values()]
     return Ranker(embeddings, head, task_weights, autocast(config, device), device.type)
 
@@ -110,17 +125,18 @@ def build(config: Config, ranks: Ranks, cluster: Cluster, total_steps: int) -> B
         total_steps: the end of the learning-rate schedule.
     """
     ranker = build_ranker(config, ranks.device)
+    head = ranker.head
     collection = table_collection(ranker)
     # Before sharding: the sharder looks for the optimizers that the tables carry.
     fuse_sparse_optimizer(collection, config.optimizer.sparse, ranks.device)
     sharding_plan = plan(config, ranker, cluster)
-    dense_parameters = sum(parameter.numel() for parameter in ranker.head.parameters())
-    flops = ranker.head.flops_per_example()
+    dense_parameters = sum(parameter.numel() for parameter in head.parameters())
+    flops = head.flops_per_example()
     # Initialised here, not by DistributedModelParallel, which draws numbers for the tables that depend on the plan.
     torch.manual_seed(config.train.seed)
-    ranker.head.to_empty(device=ranks.device).reset_parameters()
+    head.to_empty(device=ranks.device).reset_parameters()
     if config.model.compile:
-        ranker.head.compile()
+        head.compile()
     group = dist.group.WORLD
     assert group is not None
     model = DistributedModelParallel(
@@ -138,7 +154,7 @@ def build(config: Config, ranks: Ranks, cluster: Cluster, total_steps: int) -> B
         config.optimizer.schedule,
         total_steps,
         config.optimizer.clip_norm,
-        after_step=lambda: ranker.head.adapt_penalty(dist.all_reduce),
+        after_step=partial(head.adapt_penalty, dist.all_reduce) if isinstance(head, RankMixer) else None,
     )
     shards = plan_shards(sharding_plan, collection)
-    return Build(model, optimizer, ranker.head, shards, dense_parameters, flops)
+    return Build(model, optimizer, head, shards, dense_parameters, flops)

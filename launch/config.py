@@ -43,9 +43,16 @@ class MoESection(Strict):
     experts: PositiveInt = Field(4, description="E, experts of each token, each of the hidden width k*D")
     active_ratio: float = Field(0.25, gt=0, le=1, description="budget: share of the experts active in serving")
     routing: Routing = Field(
-        "dtsi", description="two routers (dtsi...), one (single), or softmax top-k with balance loss"
+        "dtsi_split", description="two routers (dtsi...), one (single), or softmax top-k with balance loss"
     )
-    dense_above: float = Field(0.5, ge=0, le=1, description="activity above which evaluation computes all experts")
+    dense_above: float = Field(0.9, ge=0, le=1, description="activity above which evaluation computes all experts")
+
+
+# Keys of ModelConfig that torchrec's models have no use for.
+OURS_ALONE = (
+    *("preset", "tokens", "width", "layers", "expansion", "tokenizer", "global_token", "head_hidden", "moe"),
+    *("mixing_gain", "ablation", "initialisation", "recompute"),
+)
 
 
 class ModelConfig(Strict):
@@ -101,6 +108,12 @@ class ModelConfig(Strict):
     def _sizes_fit(self) -> "ModelConfig":
         if self.is_ours:
             self.head()
+        elif not self.hidden:
+            raise ValueError(f"hidden must hold at least one width with arch {self.arch}, found []")
+        no_use = ("hidden", "cross_layers", "cross_rank") if self.is_ours else OURS_ALONE
+        given = [key for key in no_use if getattr(self, key) != type(self).model_fields[key].default]
+        if given:
+            raise ValueError(f"{', '.join(given)} mean nothing to arch {self.arch}; leave them out, or change arch")
         return self
 
 
@@ -234,7 +247,32 @@ class Config(Strict):
                     f"{len(groups)} feature groups {groups}{', and a global token' if head.global_token else ''}; set "
                     f"model.tokens = {len(groups) + head.global_token}, or use tokenizer slices"
                 )
+        if not self.model.is_ours:
+            self._fits_torchrec()
         return self
+
+    def _fits_torchrec(self) -> None:
+        """Refuse what TorchRec's models cannot take, before anything is built."""
+        arch, schema = self.model.arch, self.feature_schema
+        if self.optimizer.dense.kind == "muon":
+            raise ValueError(
+                f"optimizer.dense.kind is muon, which is for per-token matrices, and model.arch = {arch} has none; use "
+                "adamw, rmsprop or adagrad"
+            )
+        features: dict[int, list[str]] = {}
+        for table in schema.tables.values():
+            features.setdefault(table.dim, []).extend(table.features)
+        if arch != "mlp" and len(features) > 1:
+            found = "; ".join(f"dim {dim}: {', '.join(names)}" for dim, names in sorted(features.items()))
+            raise ValueError(
+                f"model.arch = {arch} wants all tables of one dim, found {found}; give these features one dim in the "
+                "feature schema, or use model.arch mlp, rankmixer or tokenmixer_large, which take any"
+            )
+        if arch in ("dlrm", "dcn") and len(schema.sparse_features) + bool(schema.dense_features) < 2:
+            raise ValueError(
+                f"model.arch = {arch} crosses features, and the schema has only {schema.sparse_features}; add a "
+                "feature, or use model.arch deepfm, mlp, rankmixer or tokenmixer_large"
+            )
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> Config:

@@ -88,7 +88,7 @@ def evaluate(config: Config, built: Build, ranks: Ranks, paths: str | list[str])
     group = config.metrics.group
     reader = pass_reader(config, ranks, paths, keys=group_keys(config))
     metrics = Metrics(config.feature_schema.tasks, group=group, auc_bins=config.metrics.auc_bins)
-    activity = Activity(built.head.moes) if built.head.moes else None
+    activity = Activity(built.moes) if built.moes else None
     for output in outputs(built, ranks, reader):
         batch = output.batch
         groups_B = group_ids(batch, group) if group else None

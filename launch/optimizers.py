@@ -94,7 +94,7 @@ class RankerOptimizer(CombinedOptimizer):
         schedule: both follow it.
         total_steps: steps of the whole run, the end of the decay.
         clip_norm: bound on the global norm of the dense gradients; None: not clipped, and the norm is not computed.
-        after_step: called when a step has been taken.
+        after_step: called when a step has been taken; None: nothing.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class RankerOptimizer(CombinedOptimizer):
         schedule: ScheduleConfig,
         total_steps: int,
         clip_norm: float | None,
-        after_step: Callable[[], None] = lambda: None,
+        after_step: Callable[[], None] | None = None,
     ) -> None:
         super().__init__([("", fused), ("", dense)])
         self.dense = dense
@@ -131,7 +131,8 @@ class RankerOptimizer(CombinedOptimizer):
         if self.clip_norm is not None:
             self.grad_norm = torch.nn.utils.clip_grad_norm_(list(self.dense.params.values()), self.clip_norm)
         super().step(closure)
-        self._after_step()
+        if self._after_step:
+            self._after_step()
 
     def init_dense_state(self) -> None:
         """Create the dense optimizer's state, which is lazy, so that a checkpoint can be loaded into it.

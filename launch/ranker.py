@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from launch.torchrec_models import TorchrecModel
 from pipeline.batch import Batch
 from rankmixer_head import RankMixer
 
@@ -63,7 +64,7 @@ class Ranker(nn.Module):
     def __init__(
         self,
         embeddings: nn.Module,
-        head: RankMixer,
+        head: RankMixer | TorchrecModel,
         task_weights: list[float],
         autocast: torch.dtype | None = None,
         device_type: str = "cpu",

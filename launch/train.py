@@ -134,7 +134,7 @@ class Training:
             lr_sparse=lr_sparse,
             lr_dense=lr_dense,
             **({} if grad_norm is None else {"grad_norm": float(grad_norm)}),
-            **self.built.head.routing_state(),
+            **self.built.routing_state(),
         )
 
     def evaluate(self, position: Position) -> bool:

@@ -2,6 +2,7 @@
 
 from rankmixer_head.block import RankMixerBlock, TokenMixerLargeBlock
 from rankmixer_head.config import MoEConfig, RankMixerConfig
+from rankmixer_head.drop_in import ConcatenateEmbeddings
 from rankmixer_head.heads import TaskHeads
 from rankmixer_head.mixing import mix_tokens
 from rankmixer_head.model import RankMixer
@@ -12,6 +13,7 @@ from rankmixer_head.tokenizer import Tokenizer
 
 __all__ = [
     "Activity",
+    "ConcatenateEmbeddings",
     "MoEConfig",
     "PerTokenFFN",
     "PerTokenMoE",

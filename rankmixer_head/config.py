@@ -35,8 +35,8 @@ class MoEConfig:
 
     experts: int
     active_ratio: float = 0.25
-    routing: Routing = "dtsi"
-    dense_above: float = 0.5
+    routing: Routing = "dtsi_split"
+    dense_above: float = 0.9
 
     def __post_init__(self) -> None:
         if self.experts < 1:
