@@ -48,13 +48,6 @@ class MoESection(Strict):
     dense_above: float = Field(0.9, ge=0, le=1, description="activity above which evaluation computes all experts")
 
 
-# Keys of ModelConfig that torchrec's models have no use for.
-OURS_ALONE = (
-    *("preset", "tokens", "width", "layers", "expansion", "tokenizer", "global_token", "head_hidden", "moe"),
-    *("mixing_gain", "ablation", "initialisation", "recompute"),
-)
-
-
 class ModelConfig(Strict):
     """The dense part: the RankMixer head, whose sizes come from the preset unless given, or a model of torchrec's."""
 
@@ -110,10 +103,6 @@ class ModelConfig(Strict):
             self.head()
         elif not self.hidden:
             raise ValueError(f"hidden must hold at least one width with arch {self.arch}, found []")
-        no_use = ("hidden", "cross_layers", "cross_rank") if self.is_ours else OURS_ALONE
-        given = [key for key in no_use if getattr(self, key) != type(self).model_fields[key].default]
-        if given:
-            raise ValueError(f"{', '.join(given)} mean nothing to arch {self.arch}; leave them out, or change arch")
         return self
 
 

@@ -20,7 +20,7 @@ from torchrec.models.dlrm import DLRM, DLRM_DCN, DLRM_Projection, DLRMTrain
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
-from rankmixer_head import ConcatenateEmbeddings, RankMixer, RankMixerConfig
+from rankmixer_head import ConcatenateEmbeddings, MoEConfig, RankMixer, RankMixerConfig
 from tests.ranks import run_ranks
 from tests.test_sharding import gathered
 
@@ -29,7 +29,7 @@ B, D, NUMBERS = 12, 8, 3
 TABLES = {"people": (11, ["user"]), "things": (13, ["item", "seen"]), "places": (9, ["city"])}
 FEATURES = ["user", "item", "seen", "city"]  # in the order of the tables
 KEYS = ["seen", "city", "user", "item"]  # in the order of the batch
-CONFIG = RankMixerConfig(tokens=4, width=12, layers=2, expansion=2.5)
+CONFIG = RankMixerConfig(tokens=4, width=12, layers=2, expansion=2.5, moe=MoEConfig(experts=3))
 PLANS: dict[str, dict[str, Any]] = {
     "a": {"people": row_wise(), "things": table_wise(rank=1), "places": row_wise()},
     "b": {"people": column_wise(ranks=[0, 1]), "things": row_wise(), "places": table_wise(rank=0)},
@@ -136,6 +136,7 @@ def sharded_step(rank: int, world_size: int, plan: str) -> dict[str, Any]:
         [model.fused_optimizer, KeyedOptimizerWrapper(dense, lambda parameters: torch.optim.SGD(parameters, lr=0.3))]
     )
     _, logits_B, _ = TrainPipelineSparseDist(model, optimizer, torch.device("cpu")).progress(iter([batch]))
+    dlrm.over_arch.adapt_penalty(dist.all_reduce)
     logits = [torch.empty(local) for _ in range(world_size)]
     dist.all_gather(logits, logits_B)
     return {"before": before, "after": weights(), "logits": torch.cat(logits), "keys": keys, "dense": sorted(dense)}
@@ -165,6 +166,7 @@ def test_sharded_equals_unsharded(plan: str, keys: list[str], tmp_path: Path) ->
     for name, parameter in model.named_parameters():
         with torch.no_grad():
             parameter -= (0.7 if "embedding_bags" in name else 0.3) * parameter.grad
+    model.model.over_arch.adapt_penalty()
     for result in results:
         assert result["keys"] == keys  # what the collection returns depends on the plan; sparse_arch picks by name
         assert result["dense"] == sorted(name for name, _ in model.named_parameters() if "embedding_bags" not in name)

@@ -192,7 +192,7 @@ def train_all(rank: int, world_size: int, folder: str, config: str, overrides: l
         weights = {key: value for key, value in training.built.model.state_dict().items() if key.startswith("head.")}
         results[arch] = {
             "result": result,
-            "again": evaluate(run, again, ranks, str(run.data.evaluate)),
+            "again": evaluate(run, again, ranks, str(run.data.evaluate)).metrics,
             "flops": again.flops_per_example,
             "weights": {name: weight.clone() for name, weight in weights.items()},
             "resumed": {name: again.model.state_dict()[name].clone() for name in weights},
