@@ -1,5 +1,6 @@
 """The command line, in this process."""
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -55,6 +56,15 @@ def test_every_command_has_help_with_an_example(command: str, capsys: pytest.Cap
     assert f"example: rankmixer {command}" in capsys.readouterr().out
 
 
+def gloo_threads() -> int:
+    """Threads of process groups in this process."""
+    count = 0
+    for name in Path("/proc/self/task").glob("*/comm"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            count += "gloo" in name.read_text()
+    return count
+
+
 @pytest.mark.filterwarnings("ignore")  # the command silences libraries itself, in a process of its own
 def test_from_a_csv_to_a_trained_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     random = np.random.RandomState(1)
@@ -74,7 +84,9 @@ def test_from_a_csv_to_a_trained_model(tmp_path: Path, capsys: pytest.CaptureFix
         "run": {"directory": str(tmp_path / "run")},
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    threads = gloo_threads()
     assert main(["train", "--config", str(tmp_path / "run.yaml")]) == 0
+    assert gloo_threads() == threads, "a thread of gloo alive at exit may abort the process"
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["steps"] == 50
     assert result["auc"] > 0.95  # the user decides
