@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from launch.cli import main
+from launch.preflight import check_job
 from tests.job import Job
 
 
@@ -41,6 +42,22 @@ def test_plans_that_cannot_be(
     job = Job(tmp_path)
     assert main(["plan", "--config", str(job.config), *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_run_directory_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = Job(tmp_path)
+    assert main(["train", "--config", str(job.config), f"run.directory={job.config}/run"]) == 2
+    assert f"but {job.config} is not a directory; give another" in capsys.readouterr().err
+
+
+def test_prediction_is_checked_before_anything_starts(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    predict = ["predict", "--config", str(job.config), "--data", str(tmp_path / "test"), "--out"]
+    problem = check_job([*predict, str(tmp_path / "scores")], 2, files_are_here=True)
+    assert problem is not None
+    assert "no checkpoint 'best'; found none; train first" in problem
+    problem = check_job([*predict, str(tmp_path / "test")], 2, files_are_here=True)
+    assert problem == f"rankmixer: error: {tmp_path}/test exists; remove it or give another --out"
 
 
 def test_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
