@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import sys
 import warnings
@@ -17,7 +18,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; return the exit status: 0, 2 for the user's mistake, 1 for anything else."""
     parsed = parser().parse_args(arguments)
     _quiet_libraries()
-    return run_reporting_errors(lambda: parsed.command(parsed))
+    status = run_reporting_errors(lambda: parsed.command(parsed))
+    # Gloo joins a group's threads when the last reference to the group goes, and models and tracebacks refer to theirs
+    # in cycles. A thread that lets a tensor go while Python shuts down ends a finished job with SIGABRT.
+    gc.collect()
+    return status
 
 
 def parser() -> argparse.ArgumentParser:
@@ -137,10 +142,10 @@ def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def _train(arguments: argparse.Namespace) -> None:
     _check_versions()
     from launch.config import load_config
-    from launch.preflight import check_data
+    from launch.preflight import check_training
 
     config = load_config(arguments.config, arguments.overrides)
-    check_data(config)
+    check_training(config)
     from launch.train import train
 
     train(config)

@@ -1,4 +1,4 @@
-"""TorchX components: `torchx run launch/components.py:train -j 1x2 --config my.yaml`, or `rankmixer.train`.
+"""TorchX components: `torchx run -s local_cwd launch/components.py:train -j 1x2 --config my.yaml`.
 
 A component only writes down the torchrun command; the same command typed by hand runs the same job. TorchX 0.7 reads
 this file's syntax: plain annotations, `Optional`, `Dict` and `List` by their bare names, and no future annotations.

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import torch.distributed as dist
 
 from launch.distributed import Ranks
+from launch.preflight import check_output
 
 
 class ParquetParts:
@@ -29,8 +30,7 @@ class ParquetParts:
         self._unfinished = f"{self._out}.unfinished"
         self._writer: pq.ParquetWriter | None = None
         self._file = f"{self._unfinished}/part-{ranks.rank:05d}.parquet"
-        if self._fs.exists(self._out):
-            raise ValueError(f"{out} exists; remove it or give another --out")
+        check_output(out)
 
     def __enter__(self) -> ParquetParts:
         if self._ranks.is_first:

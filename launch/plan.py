@@ -25,7 +25,7 @@ def show_plan(config: Config, cluster: Cluster) -> None:
     check_world(config, cluster.world_size)
     ranker = build_ranker(config, torch.device(cluster.device))
     shards = plan_shards(plan(config, ranker, cluster), table_collection(ranker))
-    console = Console()
+    console = Console(width=None if Console().is_terminal else 120)
     console.print(_shards(shards))
     console.print(_ranks(config, cluster, shards, head_bytes(ranker)))
     head_parameters = sum(parameter.numel() for parameter in ranker.head.parameters())

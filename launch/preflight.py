@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+
+import fsspec
 
 from launch.cli import parser
 from launch.config import Config, check_world, load_config
@@ -11,16 +14,32 @@ from launch.errors import is_user_error
 from pipeline.dataset import ParquetDataset
 
 
-def check_data(config: Config) -> None:
-    """Check the footers of a training run's files against its schema.
+def check_training(config: Config) -> None:
+    """Check that the run's directory can be written, and the footers of its files against its schema.
 
     Raises:
         ValueError: what was found, what was expected, what to do.
     """
+    directory = Path(config.run.directory).absolute()
+    standing = next(path for path in (directory, *directory.parents) if path.exists())
+    if not (standing.is_dir() and os.access(standing, os.W_OK)):
+        found = "a directory that this user may not write" if standing.is_dir() else "not a directory"
+        raise ValueError(f"run.directory is {config.run.directory}, but {standing} is {found}; give another")
     ParquetDataset(config.data.train, config.feature_schema)
     for paths in (config.data.evaluate, config.data.test):
         if paths is not None:
             ParquetDataset(paths, config.feature_schema, keys=group_keys(config))
+
+
+def check_output(out: str) -> None:
+    """Refuse to predict into a directory that is there.
+
+    Raises:
+        ValueError: it exists.
+    """
+    filesystem, path = fsspec.core.url_to_fs(out)
+    if filesystem.exists(path):
+        raise ValueError(f"{out} exists; remove it or give another --out")
 
 
 def group_keys(config: Config) -> list[str]:
@@ -43,11 +62,16 @@ def check_job(arguments: Sequence[str], world_size: int, *, files_are_here: bool
         config = load_config(parsed.config, parsed.overrides)
         check_world(config, world_size)
         if files_are_here and parsed.name == "train":
-            check_data(config)
-        elif files_are_here and parsed.name == "predict":
-            ParquetDataset(parsed.data, config.feature_schema, keys=parsed.keys, labels=False)
+            check_training(config)
         elif files_are_here:
-            ParquetDataset(evaluation_paths(config), config.feature_schema, keys=group_keys(config))
+            from launch.job import checkpoints_of, choose_checkpoint  # takes seconds: imports TorchRec
+
+            if parsed.name == "predict":
+                check_output(parsed.out)
+                ParquetDataset(parsed.data, config.feature_schema, keys=parsed.keys, labels=False)
+            else:
+                ParquetDataset(evaluation_paths(config), config.feature_schema, keys=group_keys(config))
+            choose_checkpoint(checkpoints_of(config), parsed.checkpoint)
     except ValueError as error:
         if not is_user_error(error):
             raise

@@ -68,6 +68,7 @@ class Training:
             self.built.optimizer.set_optimizer_step(position.step)  # FBGEMM's Adam counts steps outside its state
         self.evaluation: dict[str, float] = self.meta.get("evaluation", {})
         self.evaluated_step: int | None = None
+        self.told_mended: Counter[str] = Counter()
         self.best: float = self.meta.get("best", -math.inf)
         self.evaluations_since_best: int = self.meta.get("evaluations_since_best", 0)
         self.peak = config.train.peak_tflops * 1e12 if config.train.peak_tflops else peak_flops(ranks.device)
@@ -178,8 +179,9 @@ class Training:
         counts: Counter[str] = Counter()
         for mended in together("cannot count what was mended", lambda: dict(self.loop.reader.mended)):
             counts.update(mended)
-        if counts and self.journal:
+        if counts != self.told_mended and self.journal:
             self.journal.event("mended", position.step, **counts)
+        self.told_mended = counts
 
     def score(self) -> float:
         """The selecting metric of the last evaluation, higher is better; the mean over tasks."""

@@ -13,13 +13,16 @@ def new_directory(path: str | Path) -> Iterator[Path]:
     """Yield an empty directory beside `path`, renamed to `path` when the block ends, removed when it raises.
 
     Raises:
-        ValueError: `path` is already there; it is never written into or over.
+        ValueError: `path` is already there (it is never written into or over), or cannot be made.
     """
     path = Path(path)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"{path} exists already and would be overwritten; remove it or name another directory")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be made: {error}; name another directory") from error
     try:
         partial.chmod(0o777 & ~_umask())  # mkdtemp makes it private
         yield partial

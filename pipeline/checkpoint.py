@@ -28,8 +28,8 @@ from torch import Tensor
 from torch.distributed.checkpoint import DefaultSavePlanner
 
 from pipeline.checkpoint_plan import ReshardingLoadPlanner, decode, encode
-from pipeline.collective import on_rank_0, rank, together
-from pipeline.safetensors_storage import DTYPE_NAMES, SafetensorsReader, SafetensorsWriter, write_file
+from pipeline.collective import on_rank_0, rank, together, world_size
+from pipeline.safetensors_storage import DTYPE_NAMES, SafetensorsReader, SafetensorsWriter, checksum_of, write_file
 
 _MANIFEST = "manifest.json"
 _META = "meta.json"
@@ -87,6 +87,7 @@ class Checkpoints:
             ValueError: there is no such checkpoint, or it is damaged.
         """
         self._verify(name)
+        self._verify_contents(name, [_META])
         return dict(self._read_json(name, _META))
 
     def save(self, step: int, state: dict[str, Any], meta: dict[str, Any], *, metric: float | None = None) -> str:
@@ -156,7 +157,7 @@ class Checkpoints:
         those that it has, the names over all ranks and the shapes must be those saved.
 
         Raises:
-            ValueError: there is no such checkpoint, a file is not of the size saved, or tensors do not fit.
+            ValueError: there is no such checkpoint, a file is not the one saved, or tensors do not fit.
         """
         what = f"cannot load {self._path(name)}"
         reader = SafetensorsReader(self._filesystem, self._path(name))
@@ -183,6 +184,9 @@ class Checkpoints:
             reader.read_data(planner.finish_plan(planner.plan), planner).wait()
 
         on_rank_0(what, lambda: self._verify(name))
+        # Every byte is read once more, but by one rank only.
+        files = sorted((self._manifest(name) or {"files": {}})["files"])
+        together(what, lambda: self._verify_contents(name, files[rank() :: world_size()]))
         unused = set.intersection(*map(set, together(what, plan)))
         together(what, read)
         return dict(on_rank_0(what, lambda: self._read_json(name, _META)))
@@ -221,9 +225,8 @@ class Checkpoints:
 
     def _verify(self, name: str) -> None:
         manifest = self._manifest(name)
-        others = [other for other in self.names() if other != name]
         if manifest is None:
-            raise ValueError(f"{self._root} has no checkpoint {name!r}; it has {_listed(others)}")
+            raise ValueError(f"{self._root} has no checkpoint {name!r}; it has {_listed(self.names())}")
         if manifest["format"] != _FORMAT:
             raise ValueError(f"{name} is of format {manifest['format']}, expected {_FORMAT}: update rankmixer")
         entries = self._filesystem.ls(self._path(name), detail=True)
@@ -231,10 +234,23 @@ class Checkpoints:
         for file, entry in manifest["files"].items():
             if sizes.get(file) != entry["size"]:
                 found = f"{sizes[file]} bytes" if file in sizes else "no such file"
-                raise ValueError(
-                    f"{self._path(name, file)}: found {found}, its manifest says {entry['size']} bytes; the checkpoint "
-                    f"is damaged, remove {self._path(name)} and load another one ({_listed(others)})"
-                )
+                raise self._damaged(name, file, found, f"{entry['size']} bytes")
+
+    def _verify_contents(self, name: str, files: list[str]) -> None:
+        """Compare the bytes of some files with the checksums of the manifest."""
+        manifest = self._manifest(name)
+        assert manifest is not None, "verified before"
+        for file in files:
+            found, expected = checksum_of(self._filesystem, self._path(name, file)), manifest["files"][file]["xxh3_128"]
+            if found != expected:
+                raise self._damaged(name, file, f"checksum {found}", expected)
+
+    def _damaged(self, name: str, file: str, found: str, expected: str) -> ValueError:
+        others = [other for other in self.names() if other != name]
+        return ValueError(
+            f"{self._path(name, file)}: found {found}, its manifest says {expected}; the checkpoint is damaged, "
+            f"remove {self._path(name)} and load another one ({_listed(others)})"
+        )
 
     def _manifests(self) -> dict[str, dict[str, Any]]:
         found = {name: self._manifest(name) for name in self._directories()}

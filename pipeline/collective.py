@@ -18,6 +18,10 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def together(what: str, step: Callable[[], Any]) -> list[Any]:
     """Run `step` on every rank and return all results, rank 0's first; they must be JSON. Collective.
 

@@ -239,6 +239,15 @@ def write_file(filesystem: AbstractFileSystem, path: str, pieces: Iterable[bytes
     return {"size": size, "xxh3_128": checksum.hexdigest()}
 
 
+def checksum_of(filesystem: AbstractFileSystem, path: str) -> str:
+    """The checksum that `write_file` returned for this file, if it has not changed since."""
+    checksum = xxhash.xxh3_128()
+    with filesystem.open(path, "rb") as file:
+        while piece := file.read(_BLOCK):
+            checksum.update(piece)
+    return checksum.hexdigest()
+
+
 def _payload(items: list[WriteItem], planner: SavePlanner) -> Iterator[bytes | memoryview]:
     """The bytes of a safetensors file: length of the header, header (JSON), then the tensors without gaps."""
     # Wide elements first: every tensor is then aligned, as the format asks.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 from collections.abc import Callable
@@ -43,3 +44,4 @@ def _run(rank: int, world_size: int, function: Callable[..., Any], folder: str, 
     Path(folder, f"{rank}.result").write_bytes(pickle.dumps(result))
     dist.barrier()
     dist.destroy_process_group()
+    gc.collect()  # as launch.cli does at its end, and why is said there

@@ -206,7 +206,14 @@ def remove(path: Path) -> str:
     return r"rank-00000.safetensors: found no such file, its manifest says \d+ bytes; .*\(step-00000001\)"
 
 
-@pytest.mark.parametrize("damage", [truncate, remove])
+def change(path: Path) -> str:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    return r"rank-00000.safetensors: found checksum [0-9a-f]{32}, its manifest says [0-9a-f]{32}; the checkpoint is dam"
+
+
+@pytest.mark.parametrize("damage", [truncate, remove, change])
 def test_damage_is_found(tmp_path: Path, damage: Callable[[Path], str]) -> None:
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, state(1.0), {})

@@ -1,5 +1,6 @@
 """The command line, in this process."""
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from launch.cli import main
+from launch.preflight import check_job
 from tests.job import Job
 
 
@@ -42,6 +44,22 @@ def test_plans_that_cannot_be(
     assert message in capsys.readouterr().err
 
 
+def test_a_run_directory_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = Job(tmp_path)
+    assert main(["train", "--config", str(job.config), f"run.directory={job.config}/run"]) == 2
+    assert f"but {job.config} is not a directory; give another" in capsys.readouterr().err
+
+
+def test_prediction_is_checked_before_anything_starts(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    predict = ["predict", "--config", str(job.config), "--data", str(tmp_path / "test"), "--out"]
+    problem = check_job([*predict, str(tmp_path / "scores")], 2, files_are_here=True)
+    assert problem is not None
+    assert "no checkpoint 'best'; found none; train first" in problem
+    problem = check_job([*predict, str(tmp_path / "test")], 2, files_are_here=True)
+    assert problem == f"rankmixer: error: {tmp_path}/test exists; remove it or give another --out"
+
+
 def test_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema"]) == 0
     assert json.loads(capsys.readouterr().out)["title"] == "Config"
@@ -53,6 +71,15 @@ def test_every_command_has_help_with_an_example(command: str, capsys: pytest.Cap
         main([command, "--help"])
     assert exit_info.value.code == 0
     assert f"example: rankmixer {command}" in capsys.readouterr().out
+
+
+def gloo_threads() -> int:
+    """Threads of process groups in this process."""
+    count = 0
+    for name in Path("/proc/self/task").glob("*/comm"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            count += "gloo" in name.read_text()
+    return count
 
 
 @pytest.mark.filterwarnings("ignore")  # the command silences libraries itself, in a process of its own
@@ -74,7 +101,9 @@ def test_from_a_csv_to_a_trained_model(tmp_path: Path, capsys: pytest.CaptureFix
         "run": {"directory": str(tmp_path / "run")},
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    threads = gloo_threads()
     assert main(["train", "--config", str(tmp_path / "run.yaml")]) == 0
+    assert gloo_threads() == threads, "a thread of gloo alive at exit may abort the process"
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["steps"] == 50
     assert result["auc"] > 0.95  # the user decides

@@ -87,3 +87,6 @@ def test_what_cannot_be_made_is_refused(tmp_path: Path) -> None:
     write_synthetic(str(tmp_path / "out"), 100)
     with pytest.raises(ValueError, match=r"out exists already"):
         write_synthetic(str(tmp_path / "out"), 100)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"file/out cannot be made: .*; name another directory"):
+        write_synthetic(str(tmp_path / "file" / "out"), 100)
