@@ -113,8 +113,9 @@ def report(
     *,
     record: bool = False,
     variant: str = "",
+    further: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> None:
-    """Print where and how it ran, the rows as a table, and `result` as one JSON object on the last line.
+    """Print where and how it ran, the rows as a table, further tables; on the last line `result` as one JSON object.
 
     Args:
         title: the heading.
@@ -122,25 +123,31 @@ def report(
         result: the figures to be read by machines; a Ratio becomes its median.
         record: also write the same as benchmarks/results/<benchmark><variant>.md.
         variant: what tells this record from others of the same benchmark.
+        further: rows of more tables, by title.
     """
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    cells = [[_cell(row.get(column, "")) for column in columns] for row in rows]
+    tables = {heading: _cells(lines) for heading, lines in {title: rows, **(further or {})}.items()}
     about = _about()
     last_line = json.dumps(dict(result), default=_as_json)
 
     console = Console(width=None if sys.stdout.isatty() else 160)
-    table = Table(*columns, title=title)
-    for line in cells:
-        table.add_row(*map(Text, line))
     for key, value in about.items():
         print(f"{key}: {value}")
     sys.stdout.flush()
-    console.print(table)
+    for heading, (columns, cells) in tables.items():
+        table = Table(*columns, title=heading)
+        for line in cells:
+            table.add_row(*map(Text, line))
+        console.print(table)
     if record:
         path = RESULTS / f"{_benchmark()}{variant}.md"
-        _write(path, _markdown(title, about, columns, cells, last_line))
+        _write(path, _markdown(about, tables, last_line))
         print(f"written: {path}")
     print(last_line, flush=True)
+
+
+def _cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    return columns, [[_cell(row.get(column, "")) for column in columns] for row in rows]
 
 
 def _cell(value: Any) -> str:
@@ -205,13 +212,17 @@ def _commit() -> str:
         return "unknown"
 
 
-def _markdown(title: str, about: Mapping[str, str], columns: list[str], cells: list[list[str]], last_line: str) -> str:
+def _markdown(about: Mapping[str, str], tables: Mapping[str, tuple[list[str], list[list[str]]]], last_line: str) -> str:
     def line(values: Sequence[str]) -> str:
         return f"| {' | '.join(values)} |"
 
-    head = [f"# {title}", "", *(f"- {key}: {value}" for key, value in about.items()), ""]
-    table = [line(columns), line(["---"] * len(columns)), *map(line, cells)]
-    return "\n".join([*head, *table, "", "```json", last_line, "```", ""])
+    text: list[str] = []
+    for title, (columns, cells) in tables.items():
+        text += [f"## {title}" if text else f"# {title}", ""]
+        if len(text) == 2:
+            text += [*(f"- {key}: {value}" for key, value in about.items()), ""]
+        text += [line(columns), line(["---"] * len(columns)), *map(line, cells), ""]
+    return "\n".join([*text, "```json", last_line, "```", ""])
 
 
 def _write(path: Path, text: str) -> None:

@@ -2,7 +2,8 @@
 
 The reference is bare torch.bmm on the shapes of the per-token FFN, two products a layer forward and six in training.
 The head is all of RankMixer: tokenizer, blocks, pooling, one task; in training the gradient of the input too.
-A ratio of 1 would mean that everything besides those products is free.
+A ratio of 1 would mean that everything besides those products is free. Compiled arms are the same head through
+torch.compile. A second table (roofline.py) says where the rest of the time goes.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.harness import arguments, interleave, paired_ratio, report
+from benchmarks.roofline import roofline
 from rankmixer_head import RankMixer, RankMixerConfig
 
 IN_WIDTH = 1024
@@ -53,6 +55,7 @@ def main() -> None:
     options = parser.parse_args()
 
     rows: list[dict[str, Any]] = []
+    limits: list[dict[str, Any]] = []
     result: dict[str, Any] = {}
     for case in CASES:
         if case.preset not in options.presets:
@@ -62,42 +65,43 @@ def main() -> None:
             reason = f"skipped: training takes {needed:.1f} GiB, more than half of the {available:.1f} GiB available"
             rows.append({"preset": case.preset, "B": case.batch, "pass": reason})
         else:
-            measure(case, options.runs, rows, result)
+            best = measure(case, options.runs, rows, result)
+            limits += roofline(case.preset, case.config, case.batch, IN_WIDTH, best, options.runs * case.measurements)
     title = f"RankMixer head against bare torch.bmm (float32, input width {IN_WIDTH}, one task)"
-    report(title, rows, result, record=options.record)
+    further = {"What every operation takes, and at least must": limits}
+    report(title, rows, result, record=options.record, further=further if limits else None)
 
 
-def measure(case: Case, runs: int, rows: list[dict[str, Any]], result: dict[str, Any]) -> None:
-    """Measure one preset: two rows of the table, and what they say in the result."""
+def measure(case: Case, runs: int, rows: list[dict[str, Any]], result: dict[str, Any]) -> tuple[float, float]:
+    """Measure one preset: two rows of the table, and what they say in the result; seconds of forward and training."""
     torch.manual_seed(0)
     model = RankMixer(case.config, [IN_WIDTH], num_tasks=1)
+    compiled = cast(nn.Module, torch.compile(model))
     x_BI = torch.randn(case.batch, IN_WIDTH, requires_grad=True)
     bare = BareProducts(model, case.batch)
     arms = {
         "bare forward": bare.forward,
         "head forward": lambda: head_forward(model, x_BI),
+        "compiled forward": lambda: head_forward(compiled, x_BI),
         "bare training": bare.training,
         "head training": lambda: head_training(model, x_BI),
+        "compiled training": lambda: head_training(compiled, x_BI),
     }
     seconds = interleave({name: timer(arm) for name, arm in arms.items()}, runs, case.measurements, reduce=min)
-    for kind, passes in (("forward", 1), ("training", 3)):
-        ratio = paired_ratio(seconds[f"bare {kind}"], seconds[f"head {kind}"])
-        best = min(seconds[f"head {kind}"])
-        rows.append(
-            {
-                "preset": case.preset,
-                "B": case.batch,
-                "pass": kind,
-                "bare bmm, ms": min(seconds[f"bare {kind}"]) * 1e3,
-                "head, ms": best * 1e3,
-                "head, GFLOP/s": passes * model.flops_per_example() * case.batch / best / 1e9,
-                "examples/s": case.batch / best,
-                "bare / head, median [min-max]": ratio,
-            }
-        )
-        key = f"{case.preset}.{'forward' if kind == 'forward' else 'train'}_ratio"
-        spread = {f"{key}_low": round(ratio.low, 4), f"{key}_high": round(ratio.high, 4)}
-        result |= {key: ratio, **spread, f"{key}_unstable": ratio.unstable}
+    best = {name: min(values) for name, values in seconds.items()}
+    for kind, key, passes in (("forward", "forward", 1), ("training", "train", 3)):
+        row = {"preset": case.preset, "B": case.batch, "pass": kind, "bare bmm, ms": best[f"bare {kind}"] * 1e3}
+        for arm, suffix in (("head", ""), ("compiled", "_compiled")):
+            ratio = paired_ratio(seconds[f"bare {kind}"], seconds[f"{arm} {kind}"])
+            name = f"{case.preset}.{key}_ratio{suffix}"
+            spread = {f"{name}_low": round(ratio.low, 4), f"{name}_high": round(ratio.high, 4)}
+            result |= {name: ratio, **spread, f"{name}_unstable": ratio.unstable}
+            row |= {f"{arm}, ms": best[f"{arm} {kind}"] * 1e3, f"bare / {arm}, median [min-max]": str(ratio)}
+        fastest = min(best[f"head {kind}"], best[f"compiled {kind}"])
+        row["GFLOP/s"] = passes * model.flops_per_example() * case.batch / fastest / 1e9
+        row["examples/s"] = case.batch / fastest
+        rows.append(row)
+    return best["head forward"], best["head training"]
 
 
 class BareProducts:
@@ -136,12 +140,12 @@ class BareProducts:
 
 
 @torch.no_grad()
-def head_forward(model: RankMixer, x_BI: Tensor) -> Tensor:
+def head_forward(model: Callable[[Tensor], Tensor], x_BI: Tensor) -> Tensor:
     """Logits, as they are served."""
     return model(x_BI)
 
 
-def head_training(model: RankMixer, x_BI: Tensor) -> None:
+def head_training(model: nn.Module, x_BI: Tensor) -> None:
     """Forward, loss and backward, the input's gradient included; both arms take memory for gradients and free it."""
     logits_BK = model(x_BI)
     F.binary_cross_entropy_with_logits(logits_BK, torch.zeros_like(logits_BK)).backward()

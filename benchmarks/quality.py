@@ -2,6 +2,7 @@
 
     python -m benchmarks.quality --data ml-100k --seeds 5
     python -m benchmarks.quality --data ml-1m.context.parquet --seeds 5
+    python -m benchmarks.quality --suite head --data ml-1m.context.parquet    # see quality_head.py
 
 Every seed is one `rankmixer train` of the configuration that ships. What it says was chosen on a validation part of the
 training rows (docs/lab_log.md); here it trains on all of them, validation part included, for the epochs it says, and
@@ -29,22 +30,24 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import OneHotEncoder
 
+from benchmarks import quality_head
 from benchmarks.harness import arguments, report
+from benchmarks.ml_1m import FEATURES, PARTS, split_ml_1m
 from pipeline.movielens import write_ml_100k
 
 CONFIGS = {"ml-100k": "configs/ml-100k.yaml", "ml-1m": "configs/ml-1m.yaml"}
-FEATURES = ["user_id", "gender", "age", "occupation", "zip", "item_id", "year", "genres"]
-PARTS = ("train", "validation", "test")
-# The split of a MovieLens-1M file, pinned: NumPy's RandomState stream is frozen.
-SPLIT_SEED, TEST_SHARE, VALIDATION_SHARE = 0, 0.1, 0.05
 
 
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="ml-100k, or a Parquet file of MovieLens-1M with a 0/1 label")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--suite", choices=["head"], help="compare heads and their parts instead; see quality_head.py")
+    quality_head.add_arguments(parser)
     parser.add_argument("overrides", nargs="*", help="section.key=value for every run")
     options = parser.parse_args()
+    if options.suite:
+        return quality_head.run_suite(options)
     name = "ml-100k" if options.data == "ml-100k" else "ml-1m"
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch, "data")
@@ -64,18 +67,6 @@ def main() -> None:
         result["rankmixer_auc_std"] = round(statistics.stdev(row["auc"] for row in ours), 5)
     result["logistic_regression_auc"] = round(rows[-1]["auc"], 5)
     report(f"Quality on the test rows of {name}", rows, result, record=options.record, variant=f"-{name}")
-
-
-def split_ml_1m(file: str, out: Path) -> None:
-    """90/10 into training and test rows, then validation out of training; rating and order are dropped."""
-    table = pq.read_table(file, columns=[*FEATURES, "label"])
-    order = np.random.RandomState(SPLIT_SEED).permutation(len(table))
-    test = round(len(table) * TEST_SHARE)
-    validation = round((len(table) - test) * VALIDATION_SHARE)
-    parts = np.split(order, [len(table) - test - validation, len(table) - test])
-    for part, indices in zip(PARTS, parts, strict=True):
-        (out / part).mkdir(parents=True)
-        pq.write_table(table.take(indices), out / part / "part-00000.parquet", row_group_size=65_536)
 
 
 def run(config: str, data: Path, directory: Path, seed: int, overrides: list[str]) -> dict[str, Any]:
