@@ -12,6 +12,7 @@ import torch
 from launch.build import Build, build
 from launch.config import Config, check_world, dump_config
 from launch.distributed import Ranks, cluster_here, process_group
+from launch.health import are_finite, layer_statistics
 from launch.job import checkpoints_of, evaluate, random_state, restore, training_reader
 from launch.peak import peak_flops
 from launch.report import print_result
@@ -19,7 +20,7 @@ from launch.versions import versions
 from pipeline.checkpoint import Checkpoints
 from pipeline.collective import together
 from pipeline.journal import Journal
-from pipeline.loop import Loop, Pace, Position
+from pipeline.loop import DivergedError, Loop, Pace, Position
 from pipeline.train_pipeline import AgreedPipeline
 
 LOWER_IS_BETTER = ("logloss", "ne")
@@ -113,9 +114,22 @@ class Training:
             self.built.model.train()
             self.loop.run()
             return self.finish()
+        except DivergedError as error:
+            raise DivergedError(self._diagnosis(error)) from None
         finally:
             if self.journal:
                 self.journal.close()
+
+    def _diagnosis(self, error: DivergedError) -> str:
+        """What went wrong, what the layers look like, what is safe and what to do."""
+        checkpoint = self.checkpoints.latest()
+        layers = "\n".join(f"  {name}: {found}" for name, found in layer_statistics(self.built.model).items())
+        kept = f"The last good checkpoint is {checkpoint}" if checkpoint else "There is no checkpoint yet"
+        return (
+            f"{error}. Weights of the layers on rank {self.ranks.rank}:\n{layers}\n{kept} in "
+            f"{self.checkpoints.directory}; nothing was saved since. Lower optimizer.dense.lr or optimizer.sparse.lr, "
+            "set optimizer.clip_norm, or look for huge numbers in the dense features; the same command then resumes"
+        )
 
     def report(self, step: int, *, epoch: int, loss: float, examples_per_second: float, wait: float) -> None:
         """Tell the journal what the last steps did; rank 0 speaks for all."""
@@ -193,6 +207,9 @@ class Training:
 
     def save(self, position: Position) -> None:
         """Write a checkpoint: model, tables, optimizers, random state; position and everything else as JSON."""
+        broken = together("cannot look at the weights", lambda: not are_finite(list(self.built.model.parameters())))
+        if any(broken):
+            raise DivergedError(f"weights are not finite after step {position.step}, though the loss still was")
         state = {**self.built.state(), "random": random_state(self.ranks)}
         evaluated_here = self.evaluated_step == position.step
         meta = {

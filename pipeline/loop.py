@@ -129,6 +129,13 @@ class Loop:
             if self.position.step % self.pace.log_every == 0 or done == steps:
                 self._report(epoch)
 
+    def _first_broken_step(self) -> int:
+        """The first of the steps reported together whose loss is not finite on some rank. Collective."""
+        is_broken = [not math.isfinite(loss) for loss in torch.stack(self._losses).tolist()]
+        first = torch.tensor(is_broken.index(True) if True in is_broken else len(is_broken))
+        dist.all_reduce(first, dist.ReduceOp.MIN, group=self.pipeline.control)
+        return self.position.step - len(is_broken) + int(first) + 1
+
     def _restart_clock(self) -> None:
         self._losses.clear()
         self._since = time.perf_counter()
@@ -142,11 +149,7 @@ class Loop:
         seconds = time.perf_counter() - self._since
         step = self.position.step
         if not math.isfinite(loss):
-            raise DivergedError(
-                f"the loss is {loss} after step {step} (epoch {epoch}); nothing was saved since the last checkpoint. "
-                "Lower optimizer.dense.lr or optimizer.sparse.lr, set optimizer.clip_norm, or look for huge numbers "
-                "in the dense features"
-            )
+            raise DivergedError(f"the loss is {loss} in step {self._first_broken_step()} (epoch {epoch})")
         self.report(
             step,
             epoch=epoch,

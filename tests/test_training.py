@@ -1,5 +1,6 @@
 """The whole path on small data: files, tables, steps, checkpoints; in one process and on ranks."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -106,14 +107,44 @@ def test_another_feature_schema_is_refused(trained: Job) -> None:
     assert "was trained with another feature schema" in done.stderr
 
 
-def test_early_stopping_and_divergence(tmp_path: Path) -> None:
+def test_early_stopping(tmp_path: Path) -> None:
     job = Job(tmp_path)
     still = ["optimizer.dense.lr=1e-12", "optimizer.sparse.lr=1e-12", "train.early_stopping.patience=1"]
-    fast = ["model.compile=true", "model.precision=bf16"]
-    stopped = job.result(1, "train", "run.directory=" + str(tmp_path / "still"), *fast, *still)
+    stopped = job.result(1, "train", "model.compile=true", "model.precision=bf16", *still)
     assert stopped["steps"] == 6  # the second evaluation was no better than the first
+
+
+def test_divergence_names_step_layers_and_checkpoint_and_loses_nothing(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    job.result(1, "train", "train.max_steps=4")
     wild = ["optimizer.dense.lr=1e30", "optimizer.clip_norm=null", "optimizer.schedule.warmup_steps=0"]
     diverged = job.command(1, "train", *wild)
     assert diverged.returncode == 2
-    assert "the loss is" in diverged.stderr
-    assert "Lower optimizer.dense.lr" in diverged.stderr
+    step = re.search(r"rankmixer: error: the loss is (nan|inf) in step (\d+) \(epoch 0\)", diverged.stderr)
+    assert step, diverged.stderr
+    assert int(step[2]) in (5, 6)
+    for part in ("  head.blocks.0.ffn: ", "  embedding_bags.user: ", "The last good checkpoint is step-00000004 in "):
+        assert part in diverged.stderr, diverged.stderr
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")] == ["step-00000004"]
+    resumed = job.result(1, "train")
+    assert resumed["steps"] == 12
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_sparse_moe_resumes_bit_for_bit_and_tells_of_its_experts(ranks: int, tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    moe = "model.moe={experts: 3, active_ratio: 0.34, routing: dtsi}"
+    whole = job.result(ranks, "train", moe)
+    assert 0 < whole["active_ratio"] < 1
+    assert whole["dead_experts"] >= 0
+    lines = read_log(str(tmp_path / "run"))
+    penalties = [line["penalty"] for line in lines if line["kind"] == "train"]
+    assert len(set(penalties)) == len(penalties) == 12, "lambda moves at every step"
+    experts = [line["load_LTE"] for line in lines if line["kind"] == "experts"]
+    assert torch.tensor(experts).shape == (4, 1, 4, 3)
+    for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
+        if checkpoint.name != "step-00000008":
+            (checkpoint / "manifest.json").unlink()
+    assert job.result(ranks, "train", moe) == whole
+    again = read_log(str(tmp_path / "run"))
+    assert [line["penalty"] for line in again if line["kind"] == "train"] == penalties
