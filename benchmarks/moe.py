@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import Ratio, arguments, interleave, paired_ratio, report
+from launch.distributed import keep_freed_memory
 from rankmixer_head.config import MoEConfig
 from rankmixer_head.experts import all_experts, serve_experts
 from rankmixer_head.per_token_ffn import PerTokenFFN
@@ -25,18 +26,21 @@ OPEN = (8, 4, 2, 1)  # of E = 8
 
 def main() -> None:
     parser = arguments(__doc__.partition("\n")[0])
-    sizes = {"tokens": 8, "batch": 2048, "width": 128, "hidden": 512, "experts": 8}
+    sizes = {"tokens": 8, "batch": 4096, "width": 128, "hidden": 512, "experts": 8}
     for name, size in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=size, help="default %(default)s")
     parser.add_argument(
         "--dense-above", type=float, default=MoEConfig(8).dense_above, help="as in MoEConfig; default %(default)s"
     )
     parser.add_argument("--measurements", type=int, default=3, help="a run is the fastest of so many")
+    parser.add_argument("--threads", type=int, default=1, help="default %(default)s, as torchrun gives a rank")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args()
     if options.experts % max(OPEN):
         parser.error(f"--experts {options.experts}: expected a multiple of {max(OPEN)}, so that 1/{max(OPEN)} is whole")
 
+    torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as a rank does
     rows: list[dict[str, Any]] = []
     result: dict[str, Any] = {key: getattr(options, key) for key in (*sizes, "dense_above")}
     errors = []
@@ -61,12 +65,13 @@ def main() -> None:
 
 
 def experts(tokens: int, batch: int, width: int, hidden: int, count: int, device: str) -> tuple[Tensor, ...]:
-    """Tokens s_TBD and the weights up_TEMD, up_bias_TEM, down_TEMD of their experts, of the scale a network has."""
+    """Tokens s_TBD and the weights of their experts, as all_experts takes them, of the scale a network has."""
     return (
         torch.randn(tokens, batch, width, device=device),
         torch.randn(tokens, count, hidden, width, device=device) / width**0.5,
         torch.randn(tokens, count, hidden, device=device),
         torch.randn(tokens, count, hidden, width, device=device) / hidden**0.5,
+        torch.randn(tokens, count, width, device=device),
     )
 
 

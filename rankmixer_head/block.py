@@ -44,7 +44,8 @@ class RankMixerBlock(nn.Module):
         """`examples`: what a Sparse-MoE must know of the batch."""
         s_TBD = self.mixing_norm(self.mixing(x_TBD))
         v_TBD = self.ffn(s_TBD, examples) if isinstance(self.ffn, PerTokenMoE) else self.ffn(s_TBD)
-        return self.ffn_norm(v_TBD + s_TBD if self.has_skip else v_TBD)
+        # Under autocast v is of a lower type than s, and a sum is of the higher one.
+        return self.ffn_norm(v_TBD + s_TBD if self.has_skip else v_TBD.to(s_TBD.dtype))
 
 
 class TokenMixerLargeBlock(nn.Module):

@@ -59,6 +59,21 @@ def test_bfloat16_keeps_norms_residuals_and_logits_in_float32(model: RankMixer, 
         torch.testing.assert_close(gradient, expected, rtol=0.1, atol=0.1 * expected.abs().max().item())
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_runs_in_bfloat16_close_to_float32(variant: str, x_BI: torch.Tensor) -> None:
+    config = VARIANTS[variant]
+    torch.manual_seed(10)
+    model = RankMixer(config, in_widths(config), num_tasks=K)
+    for training in (True, False):
+        model.train(training)
+        with torch.set_grad_enabled(training):
+            expected_NK = model(x_BI)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                logits_NK = model(x_BI)
+        assert logits_NK.dtype == torch.float32
+        torch.testing.assert_close(logits_NK, expected_NK, rtol=0.1, atol=0.1)
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("variant", VARIANTS)
