@@ -61,12 +61,13 @@ def main() -> None:
 
 
 def experts(tokens: int, batch: int, width: int, hidden: int, count: int, device: str) -> tuple[Tensor, ...]:
-    """Tokens s_TBD and the weights up_TEMD, up_bias_TEM, down_TEMD of their experts, of the scale a network has."""
+    """s_TBD and the weights of its experts, up_TEMD, up_bias_TEM, down_TEMD, down_bias_TED, of a network's scale."""
     return (
         torch.randn(tokens, batch, width, device=device),
         torch.randn(tokens, count, hidden, width, device=device) / width**0.5,
         torch.randn(tokens, count, hidden, device=device),
         torch.randn(tokens, count, hidden, width, device=device) / hidden**0.5,
+        torch.randn(tokens, count, width, device=device),
     )
 
 
@@ -93,7 +94,7 @@ def measure(inputs: tuple[Tensor, ...], gates_TBE: Tensor, options: Any) -> tupl
     """Speedup of serving over all experts, its relative error, and a row of the table."""
     s_TBD, *weights = inputs
     T, _, D = s_TBD.shape
-    ffn = PerTokenFFN(T, D, weights[1].flatten(1).shape[1], device=s_TBD.device)
+    ffn = PerTokenFFN(T, D, weights[1].flatten(1).shape[1], device=s_TBD.device).to(s_TBD.dtype)
     arms: dict[str, Callable[[], Tensor]] = {
         "all": lambda: all_experts(s_TBD, gates_TBE, *weights),
         "served": lambda: serve_experts(s_TBD, gates_TBE, *weights, options.dense_above),

@@ -23,14 +23,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arms import BASE, CONFIG, GROUPS, RATIOS, Arm, all_arms, moe_name, size
+from benchmarks.arms import BASE, CONFIG, GROUPS, RATIOS, ROUTINGS, Arm, all_arms, moe_name, size
 from benchmarks.harness import RESULTS, report
 from benchmarks.ml_1m import split_ml_1m
 from benchmarks.quality_plots import draw
 from benchmarks.quality_tables import Study, rows, summary
 from benchmarks.run_cache import Cache, Result, Run, affordable, estimate_seconds, run_missing, train
 
-DTSI = ("dtsi", "dtsi_random", "dtsi_distill")
+DTSI = [routing for routing in ROUTINGS if routing.startswith("dtsi")]
 BEST_OF_GROUP = 2  # finalists among the arms that are not finalists anyway
 
 

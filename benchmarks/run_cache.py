@@ -153,21 +153,30 @@ def train(run: Run, data: Path, scratch: Path) -> Result:
             raise RunFailed(done.stderr[-1500:].strip() or f"status {done.returncode}, and nothing on stderr")
         result = json.loads(done.stdout.splitlines()[-1])
         print(f"{run.part} {result['test_auc']:.5f} seed {run.seed} {' '.join(run.overrides)}", file=sys.stderr)
-        return {**_metrics(result), **_logged(list(read_log(directory))), "seconds": round(seconds, 1)}
+        return {**_metrics(result), **logged(list(read_log(directory))), "seconds": round(seconds, 1)}
 
 
 def _metrics(result: Mapping[str, Any]) -> Result:
     return {key.removeprefix("test_"): value for key, value in result.items() if key.startswith("test_")}
 
 
-def _logged(events: Sequence[Mapping[str, Any]]) -> Result:
+def logged(events: Sequence[Mapping[str, Any]]) -> Result:
     """What a log says of the dense part, its speed and its experts at the end."""
     start = next(event for event in events if event["kind"] == "start")
     rates = [event["examples_per_second"] for event in events if event["kind"] == "train"]
-    experts = [event for event in events if event["kind"] == "experts"][-1:]
     return {
         "dense_parameters": start["dense_parameters"],
         "flops_per_example": start["flops_per_example"],
         "examples_per_second": statistics.median(rates) if rates else None,
-        **{key: event[key] for event in experts for key in ("active_ratio", "dead_experts") if key in event},
+        **_experts(events),
     }
+
+
+def _experts(events: Sequence[Mapping[str, Any]]) -> Result:
+    """Share of open experts and number of dead ones in the last evaluation that a log tells of; else in training."""
+    told = [event for event in events if event["kind"] == "experts"]
+    if told and "load_LTE" in told[-1]:
+        load_N = [load for load_TE in told[-1]["load_LTE"] for load_E in load_TE for load in load_E]
+        return {"active_ratio": statistics.mean(load_N), "dead_experts": load_N.count(0)}
+    last = (told or [event for event in events if event["kind"] == "train"])[-1:]
+    return {key: event[key] for event in last for key in ("active_ratio", "dead_experts") if key in event}

@@ -12,7 +12,7 @@ from benchmarks.paired import paired_difference
 from benchmarks.quality_head import finalists, run_stage, stages
 from benchmarks.quality_plots import draw
 from benchmarks.quality_tables import Study, rows, summary
-from benchmarks.run_cache import Cache, Result, Run, RunFailed, affordable, estimate_seconds, run_missing
+from benchmarks.run_cache import Cache, Result, Run, RunFailed, affordable, estimate_seconds, logged, run_missing
 
 BASE = Arm("architectures", "rankmixer", (), (1e-3, 2e-3))
 WIDE = Arm("extras", "wide", ("model.expansion=5",), final=False)
@@ -147,3 +147,19 @@ def test_beyond_the_budget_nothing_starts_and_the_screening_comes_first(tmp_path
     assert {done.part for done in runner.executed} == {"validation"}
     assert len(runner.executed) == 4
     assert made.auc(BASE, "test") is None
+
+
+def test_experts_are_read_from_the_last_evaluation_that_the_log_tells_of() -> None:
+    start = {"kind": "start", "dense_parameters": 10, "flops_per_example": 20}
+    steps = [{"kind": "train", "examples_per_second": rate, "active_ratio": 0.9} for rate in (1.0, 3.0, 5.0)]
+    assert logged([start, *steps]) == {
+        "dense_parameters": 10,
+        "flops_per_example": 20,
+        "examples_per_second": 3.0,
+        "active_ratio": 0.9,
+    }
+    loads = [{"kind": "experts", "load_LTE": [[[1.0, 0.5], [other, 0.0]]]} for other in (1.0, 0.0)]
+    found = logged([start, *steps, *loads])
+    assert (found["active_ratio"], found["dead_experts"]) == (0.375, 2)
+    dense = [{"kind": "train", "examples_per_second": 1.0}]
+    assert "active_ratio" not in logged([start, *dense])
