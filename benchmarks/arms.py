@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import torch
 import yaml
 
 from launch.build import build_ranker
 from launch.config import load_config
+from rankmixer_head.config import Ablation, Routing
 
 CONFIG = "configs/ml-1m.yaml"
 BASE = "rankmixer"  # the faithful one, that all others are compared with
@@ -22,7 +23,7 @@ TOLERANCE = 0.05
 RATES = (1e-3, 2e-3, 4e-3)  # of the dense part: the same tuning for ours and for its rivals
 # E experts of hidden width D/2 side by side are the FFN of tiny, k = 4: all open, the MoE is as large as the base.
 EXPERTS, EXPERT_EXPANSION = 8, 0.5
-ROUTINGS = ("dtsi", "dtsi_split", "dtsi_distill", "single", "top_k")
+ROUTINGS: tuple[str, ...] = get_args(Routing)
 RATIOS = (1.0, 0.5, 0.25, 0.125)
 SCHEMA, DIM = "configs/movielens.schema.yaml", 16
 T = TypeVar("T")
@@ -107,7 +108,7 @@ def architectures() -> Arms:
 
 def ablations() -> list[Arm]:
     """What the paper takes away or replaces; not matched in parameters."""
-    names = ("no_skip", "no_mixing", "no_layer_norm", "shared_ffn", "all_concat", "all_share", "self_attention")
+    names = [name for name in get_args(Ablation) if name != "none"]
     return [Arm("ablations", name, (f"model.ablation={name}",)) for name in names]
 
 

@@ -98,7 +98,7 @@ def measure(inputs: tuple[Tensor, ...], gates_TBE: Tensor, options: Any) -> tupl
     """Speedup of serving over all experts, its relative error, and a row of the table."""
     s_TBD, *weights = inputs
     T, _, D = s_TBD.shape
-    ffn = PerTokenFFN(T, D, weights[1].flatten(1).shape[1], device=s_TBD.device)
+    ffn = PerTokenFFN(T, D, weights[1].flatten(1).shape[1], device=s_TBD.device).to(s_TBD.dtype)
     arms: dict[str, Callable[[], Tensor]] = {
         "all": lambda: all_experts(s_TBD, gates_TBE, *weights),
         "served": lambda: serve_experts(s_TBD, gates_TBE, *weights, options.dense_above),

@@ -153,14 +153,15 @@ def train(run: Run, data: Path, scratch: Path) -> Result:
             raise RunFailed(done.stderr[-1500:].strip() or f"status {done.returncode}, and nothing on stderr")
         result = json.loads(done.stdout.splitlines()[-1])
         print(f"{run.part} {result['test_auc']:.5f} seed {run.seed} {' '.join(run.overrides)}", file=sys.stderr)
-        return {**_metrics(result), **_logged(list(read_log(directory))), "seconds": round(seconds, 1)}
+        return {**metrics(result), **logged(list(read_log(directory))), "seconds": round(seconds, 1)}
 
 
-def _metrics(result: Mapping[str, Any]) -> Result:
+def metrics(result: Mapping[str, Any]) -> Result:
+    """What the last line of a run says of the rows it is judged on."""
     return {key.removeprefix("test_"): value for key, value in result.items() if key.startswith("test_")}
 
 
-def _logged(events: Sequence[Mapping[str, Any]]) -> Result:
+def logged(events: Sequence[Mapping[str, Any]]) -> Result:
     """What a log says of the dense part and its speed."""
     start = next(event for event in events if event["kind"] == "start")
     rates = [event["examples_per_second"] for event in events if event["kind"] == "train"]

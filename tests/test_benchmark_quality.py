@@ -12,7 +12,17 @@ from benchmarks.paired import paired_difference
 from benchmarks.quality_head import finalists, run_stage, stages
 from benchmarks.quality_plots import draw
 from benchmarks.quality_tables import Study, rows, summary
-from benchmarks.run_cache import Cache, Result, Run, RunFailed, affordable, estimate_seconds, run_missing
+from benchmarks.run_cache import (
+    Cache,
+    Result,
+    Run,
+    RunFailed,
+    affordable,
+    estimate_seconds,
+    logged,
+    metrics,
+    run_missing,
+)
 
 BASE = Arm("architectures", "rankmixer", (), (1e-3, 2e-3))
 WIDE = Arm("extras", "wide", ("model.expansion=5",), final=False)
@@ -147,3 +157,10 @@ def test_beyond_the_budget_nothing_starts_and_the_screening_comes_first(tmp_path
     assert {done.part for done in runner.executed} == {"validation"}
     assert len(runner.executed) == 4
     assert made.auc(BASE, "test") is None
+
+
+def test_a_run_is_told_by_its_test_metrics_and_its_log() -> None:
+    start = {"kind": "start", "dense_parameters": 10, "flops_per_example": 20}
+    steps = [{"kind": "train", "examples_per_second": rate} for rate in (1.0, 3.0, 5.0)]
+    assert logged([start, *steps]) == {"dense_parameters": 10, "flops_per_example": 20, "examples_per_second": 3.0}
+    assert metrics({"steps": 3, "test_auc": 0.75, "test_active_ratio": 0.25}) == {"auc": 0.75, "active_ratio": 0.25}
