@@ -142,6 +142,12 @@ class OptimizerConfig(Strict):
     )
 
 
+# `optimizer: paper` is RankMixer's own setting (arXiv 2507.15551, section 4.1).
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "paper": {"dense": {"kind": "rmsprop", "lr": 0.01}, "sparse": {"kind": "adagrad"}},
+}
+
+
 class TableConfig(Strict):
     """Constraints on one table; what is not given the planner chooses."""
 
@@ -203,7 +209,7 @@ class Config(Strict):
     feature_schema: Schema = Field(description="the feature schema, or the path of its YAML file")
     data: DataConfig
     model: ModelConfig = ModelConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer: OptimizerConfig = Field(OptimizerConfig(), description=f"or the name of one: {', '.join(OPTIMIZERS)}")
     plan: PlanConfig = PlanConfig()
     train: TrainConfig = TrainConfig()
     metrics: MetricsConfig = MetricsConfig()
@@ -213,6 +219,15 @@ class Config(Strict):
     @classmethod
     def _read_schema(cls, value: Any) -> Any:
         return Schema.load(value) if isinstance(value, str) else value
+
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _named_optimizer(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value not in OPTIMIZERS:
+            raise ValueError(f"expected a section or one of {', '.join(OPTIMIZERS)}, found {value!r}")
+        return OPTIMIZERS[value]
 
     @model_validator(mode="after")
     def _sections_agree(self) -> "Config":
@@ -312,6 +327,8 @@ def json_schema() -> str:
     schema = Config.model_json_schema()
     inline = schema["properties"]["feature_schema"]
     schema["properties"]["feature_schema"] = {"anyOf": [{"type": "string"}, inline]}
+    optimizer = schema["properties"]["optimizer"]
+    optimizer["anyOf"] = [{"enum": list(OPTIMIZERS)}, {"$ref": optimizer.pop("$ref")}]
     return json.dumps(schema, indent=2)
 
 

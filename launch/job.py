@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from launch.build import Build
-from launch.config import Config
+from launch.config import Config, dump_config
 from launch.distributed import Ranks
 from launch.preflight import group_keys
 from launch.ranker import Output
@@ -153,6 +154,19 @@ def random_state(ranks: Ranks) -> dict[str, dict[str, torch.Tensor]]:
     return {f"rank-{ranks.rank}": state}
 
 
+def leaves(tree: Any, path: str = "") -> dict[str, Any]:
+    """The values of a configuration tree by their dotted keys.
+
+    >>> leaves({"model": {"layers": 2, "moe": None}})
+    {'model.layers': 2, 'model.moe': None}
+    """
+    if not isinstance(tree, dict) or not tree:
+        return {path: tree}
+    return {
+        key: leaf for name, child in tree.items() for key, leaf in leaves(child, f"{path}.{name}".lstrip(".")).items()
+    }
+
+
 def restore(
     built: Build, ranks: Ranks, checkpoints: Checkpoints, name: str, config: Config, *, to_resume: bool = False
 ) -> None:
@@ -176,7 +190,19 @@ def restore(
     state = built.state()
     if to_resume and (meta["world_size"], meta["device"]) == (ranks.world_size, ranks.device.type):
         state["random"] = random_state(ranks)
-    checkpoints.load(name, state)
+    try:
+        checkpoints.load(name, state)
+    except ValueError as error:
+        there, here = (leaves(tree) for tree in (meta["config"], dump_config(config)))
+        changed = [
+            f"{key} = {there.get(key)} there, {here.get(key)} here"
+            for key in sorted(there.keys() | here.keys())
+            if key.startswith(("model.", "optimizer.", "plan.tables.")) and there.get(key) != here.get(key)
+        ]
+        raise ValueError(
+            f"{error}\n  configuration: {'; '.join(changed) or 'as it was'}\nUse the configuration it was trained "
+            "with, or another run.directory"
+        ) from None
     built.load_state(state)
     if "random" in state:
         generators = state["random"][f"rank-{ranks.rank}"]

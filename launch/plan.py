@@ -9,6 +9,8 @@ from rich.table import Table
 from embeddings.sharding import Cluster, Shard, plan_shards
 from launch.build import build_ranker, head_bytes, plan, table_collection
 from launch.config import Config, SparseOptimizerConfig, check_world
+from launch.torchrec_models import TorchrecModel
+from rankmixer_head import RankMixer
 
 GIB = 2**30
 
@@ -31,9 +33,16 @@ def show_plan(config: Config, cluster: Cluster) -> None:
     head_parameters = sum(parameter.numel() for parameter in ranker.head.parameters())
     table_parameters = sum(table.rows * table.dim for table in config.feature_schema.tables.values())
     console.print(
-        f"head: {head_parameters:,} parameters, {ranker.head.flops_per_example():,} forward FLOPs an example; "
-        f"tables: {table_parameters:,} parameters"
+        f"head: {head_parameters:,} parameters, {ranker.head.flops_per_example():,} forward FLOPs an example"
+        f"{_all_open(ranker.head)}; tables: {table_parameters:,} parameters"
     )
+
+
+def _all_open(head: RankMixer | TorchrecModel) -> str:
+    """What a Sparse-MoE would take if it computed all its experts, as training does."""
+    if not isinstance(head, RankMixer) or not head.moes:
+        return ""
+    return f" ({head.flops_per_example(active_ratio=1.0):,} with all experts open)"
 
 
 def _shards(shards: list[Shard]) -> Table:

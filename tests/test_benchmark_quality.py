@@ -131,7 +131,7 @@ def test_the_chosen_rate_goes_to_the_finals_and_to_the_arms_without_rates(tmp_pa
         override for done in runner.executed if done.part == "test" for override in done.overrides if ".lr=" in override
     }
     assert rates == {"optimizer.dense.lr=0.002"}
-    assert [arm.name for arm in finalists(made)] == ["rankmixer", "deep", "wide"]
+    assert [arm.name for arm in finalists(made)] == ["rankmixer", "wide", "deep"]
     result = summary(made)
     assert result["rankmixer_auc"] == pytest.approx(0.811)
     assert (result["best_ours"], result["difference"]["deep"][3]) == ("deep", "better")

@@ -91,3 +91,10 @@ def test_names_that_modules_do_not_take_are_refused(tmp_path: Path) -> None:
     tree = {**TREE, "feature_schema": {"features": features, "labels": {"click": {}}}}
     with pytest.raises(ValueError, match=r"tables \['type'\] .*ModuleDict does not take; name another `table:`"):
         load_config(write(tmp_path, tree))
+
+
+def test_a_named_optimizer_is_the_papers() -> None:
+    optimizer = Config.model_validate({**TREE, "optimizer": "paper"}).optimizer
+    assert (optimizer.dense.kind, optimizer.dense.lr, optimizer.sparse.kind) == ("rmsprop", 0.01, "adagrad")
+    with pytest.raises(ValueError, match="expected a section or one of paper, found 'papr'"):
+        Config.model_validate({**TREE, "optimizer": "papr"})

@@ -107,6 +107,17 @@ def test_another_feature_schema_is_refused(trained: Job) -> None:
     assert "was trained with another feature schema" in done.stderr
 
 
+def test_another_model_is_refused_with_the_keys_that_differ(trained: Job) -> None:
+    done = trained.command(1, "train", "model.expansion=3", "model.mixing_gain=true")
+    assert done.returncode == 2
+    for part in (
+        "model.head.blocks.0.ffn.up_TDM: shape (4, 16, 64) in the checkpoint, (4, 16, 48) here",
+        "configuration: model.expansion = None there, 3.0 here; model.mixing_gain = False there, True here",
+        "Use the configuration it was trained with, or another run.directory",
+    ):
+        assert part in done.stderr, done.stderr
+
+
 def test_early_stopping(tmp_path: Path) -> None:
     job = Job(tmp_path)
     still = ["optimizer.dense.lr=1e-12", "optimizer.sparse.lr=1e-12", "train.early_stopping.patience=1"]
