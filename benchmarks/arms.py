@@ -24,7 +24,7 @@ RATES = (1e-3, 2e-3, 4e-3, 8e-3)  # of the dense part: the same tuning for ours 
 # E experts of hidden width D/2 side by side are the FFN of tiny, k = 4: all open, the MoE is as large as the base.
 EXPERTS, EXPERT_EXPANSION = 8, 0.5
 ROUTINGS: tuple[str, ...] = get_args(Routing)
-RATIOS = (1.0, 0.5, 0.25, 0.125)
+RATIOS = (0.25, 0.125, 0.5, 1.0)  # in order of importance
 SCHEMA, DIM = "configs/movielens.schema.yaml", 16
 T = TypeVar("T")
 
@@ -82,13 +82,11 @@ def match(target: int, candidates: Iterable[T], parameters: Callable[[T], int]) 
     return nearest
 
 
-def architectures() -> Arms:
-    """Ours, its successor and torchrec's own models at matched dense parameters, each with the same tuning."""
-    base = size(())[0]
-    per_group = ("model.tokenizer=per_group", "model.tokens=2", "model.width=64")
+def candidates() -> dict[str, list[tuple[str, ...]]]:
+    """The sizes among which each architecture's match for the base is looked for."""
     expansions = [step / 8 for step in range(4, 57)]
-    found = Arms([Arm("architectures", BASE, (), RATES)])
-    searched: dict[str, list[tuple[str, ...]]] = {
+    per_group = ("model.tokenizer=per_group", "model.tokens=2", "model.width=64")
+    return {
         f"{BASE}, mixing_gain": [("model.mixing_gain=true",)],
         f"{BASE}, per_group": [(*per_group, f"model.expansion={k}") for k in expansions],
         "tokenmixer_large": [("model.arch=tokenmixer_large", f"model.expansion={k}") for k in expansions],
@@ -97,10 +95,20 @@ def architectures() -> Arms:
             for arch in TORCHREC
         },
     }
-    for name, candidates in searched.items():
+
+
+def matched(name: str, common: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The overrides, `common` among them, that give an architecture the base's number of dense parameters."""
+    sizes = [(*overrides, *common) for overrides in candidates()[name]]
+    return match(size(common)[0], sizes, lambda overrides: size(overrides)[0])
+
+
+def architectures() -> Arms:
+    """Ours, its successor and torchrec's own models at matched dense parameters, each with the same tuning."""
+    found = Arms([Arm("architectures", BASE, (), RATES)])
+    for name in candidates():
         try:
-            overrides = match(base, candidates, lambda overrides: size(overrides)[0])
-            found.arms.append(Arm("architectures", name, overrides, RATES))
+            found.arms.append(Arm("architectures", name, matched(name), RATES))
         except Exception as error:
             found.errors[name] = f"{type(error).__name__}: {error}".splitlines()[0]
     return found
@@ -121,7 +129,7 @@ def moe() -> list[Arm]:
             _moe(routing, ratio),
             final=ratio == 0.25 and not routing.startswith("dtsi"),
         )
-        for routing, ratio in product(ROUTINGS, RATIOS)
+        for ratio, routing in product(RATIOS, ROUTINGS)
     ]
 
 
@@ -159,11 +167,14 @@ def _sparse(kind: str, lr: float) -> tuple[str, ...]:
 
 
 def extras() -> list[Arm]:
-    """How far the base goes with more epochs and wider tables."""
-    grid = [(epochs, dim) for dim, epochs in product((DIM, 2 * DIM), (2, 3, 4)) if (epochs, dim) != (3, DIM)]
+    """How far it goes with more epochs, and with wider tables: the base, its successor, and the best rival."""
+    wide = _dim(2 * DIM)
     return [
-        Arm("extras", f"{epochs} epochs, dim {dim}", (f"train.epochs={epochs}", *_dim(dim)), final=False)
-        for epochs, dim in grid
+        Arm("extras", "4 epochs", ("train.epochs=4",)),
+        Arm("extras", "warm-up of 100 steps", ("optimizer.schedule.warmup_steps=100",), RATES[1:3], final=False),
+        Arm("extras", f"dim {2 * DIM}", wide),
+        Arm("extras", f"tokenmixer_large, dim {2 * DIM}", matched("tokenmixer_large", wide), RATES[:2]),
+        Arm("extras", f"dcn, dim {2 * DIM}", matched("dcn", wide), RATES[2:]),
     ]
 
 
