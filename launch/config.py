@@ -2,25 +2,16 @@
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
 from torch import nn
 
 from embeddings.kinds import DTYPES, KERNELS, SHARDINGS
+from launch.model_config import ModelConfig, check_tokens, check_torchrec
 from pipeline.features import Strict, read_text
 from pipeline.schema import Schema, explain
-from rankmixer_head.config import (
-    PRESETS,
-    Ablation,
-    BlockKind,
-    Initialisation,
-    MoEConfig,
-    RankMixerConfig,
-    Routing,
-    TokenizerKind,
-)
 
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 
@@ -35,75 +26,6 @@ class DataConfig(Strict):
     evaluate_batch_size: PositiveInt = Field(8192, description="global batch size of evaluation and prediction")
     window_rows: PositiveInt = Field(262_144, description="rows shuffled together; memory grows with it")
     threads: PositiveInt = Field(2, description="threads that prepare batches ahead, on each rank")
-
-
-class MoESection(Strict):
-    """A Sparse-MoE in place of every per-token FFN; rankmixer_head.MoEConfig explains the choices."""
-
-    experts: PositiveInt = Field(4, description="E, experts of each token, each of the hidden width k*D")
-    active_ratio: float = Field(0.25, gt=0, le=1, description="budget: share of the experts active in serving")
-    routing: Routing = Field(
-        "dtsi_split", description="two routers (dtsi...), one (single), or softmax top-k with balance loss"
-    )
-    dense_above: float = Field(0.9, ge=0, le=1, description="activity above which evaluation computes all experts")
-
-
-class ModelConfig(Strict):
-    """The dense part: the RankMixer head, whose sizes come from the preset unless given, or a model of torchrec's."""
-
-    arch: Literal["rankmixer", "tokenmixer_large", "dlrm", "dcn", "deepfm", "mlp"] = Field(
-        "rankmixer", description="ours, or torchrec's own for comparison; those want all tables of one dim"
-    )
-    preset: str = Field("tiny", description=f"one of {', '.join(PRESETS)}")
-    tokens: PositiveInt | None = Field(None, description="T, tokens")
-    width: PositiveInt | None = Field(None, description="D, token width; T must divide it")
-    layers: PositiveInt | None = Field(None, description="L, blocks")
-    expansion: PositiveFloat | None = Field(None, description="k, FFN hidden width over D")
-    tokenizer: TokenizerKind = Field("slices", description="slices of equal width, or a token a group")
-    global_token: bool | None = Field(
-        None, description="the first token is made from the whole input; default: with tokenmixer_large"
-    )
-    head_hidden: list[PositiveInt] = Field([], description="hidden widths of each task's head; none: one affine map")
-    moe: MoESection | None = Field(None, description="Sparse-MoE; none: dense per-token FFNs")
-    mixing_gain: bool = Field(False, description="learn a gain on the mixing branch, started at 1/2")
-    ablation: Ablation = Field("none", description="one thing that the paper takes away or replaces")
-    initialisation: Initialisation = Field("fan_in", description="of the maps: uniform by fan-in, or Xavier")
-    hidden: list[PositiveInt] = Field([256, 128], description="torchrec's models: hidden widths of their MLP")
-    cross_layers: PositiveInt = Field(3, description="dcn: cross layers")
-    cross_rank: PositiveInt = Field(32, description="dcn: rank of their weights")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on CUDA, fp32 on CPU")
-    tf32: bool = Field(True, description="TF32 matrix products on CUDA")
-    compile: bool = Field(False, description="torch.compile the head")
-    recompute: bool = Field(
-        False, description="keep only each block's input for the backward: less memory, a third slower"
-    )
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether the dense part is a RankMixer, and not one of torchrec's."""
-        return self.arch in get_args(BlockKind)
-
-    def head(self) -> RankMixerConfig:
-        """The head's own configuration; call it for our architectures only."""
-        sizes = {key: getattr(self, key) for key in ("tokens", "width", "layers", "expansion")}
-        return RankMixerConfig.preset(
-            self.preset,
-            tokenizer=self.tokenizer,
-            head_hidden=tuple(self.head_hidden),
-            block=self.arch,
-            global_token=self.arch == "tokenmixer_large" if self.global_token is None else self.global_token,
-            moe=None if self.moe is None else MoEConfig(**self.moe.model_dump()),
-            **{key: getattr(self, key) for key in ("mixing_gain", "ablation", "initialisation", "recompute")},
-            **{key: value for key, value in sizes.items() if value is not None},
-        )
-
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> "ModelConfig":
-        if self.is_ours:
-            self.head()
-        elif not self.hidden:
-            raise ValueError(f"hidden must hold at least one width with arch {self.arch}, found []")
-        return self
 
 
 class DenseOptimizerConfig(Strict):
@@ -243,40 +165,11 @@ class Config(Strict):
             raise ValueError(
                 f"plan.tables names {sorted(unknown)}; the schema's tables are {sorted(self.feature_schema.tables)}"
             )
-        if self.model.is_ours and self.model.tokenizer == "per_group":
-            head, groups = self.model.head(), list(self.feature_schema.groups)
-            if head.tokens - head.global_token != len(groups):
-                raise ValueError(
-                    f"model.tokens is {head.tokens}, but tokenizer per_group makes one token of each of the "
-                    f"{len(groups)} feature groups {groups}{', and a global token' if head.global_token else ''}; set "
-                    f"model.tokens = {len(groups) + head.global_token}, or use tokenizer slices"
-                )
-        if not self.model.is_ours:
-            self._fits_torchrec()
+        if self.model.is_ours:
+            check_tokens(self.model, self.feature_schema)
+        else:
+            check_torchrec(self.model, self.feature_schema, self.optimizer.dense.kind)
         return self
-
-    def _fits_torchrec(self) -> None:
-        """Refuse what TorchRec's models cannot take, before anything is built."""
-        arch, schema = self.model.arch, self.feature_schema
-        if self.optimizer.dense.kind == "muon":
-            raise ValueError(
-                f"optimizer.dense.kind is muon, which is for per-token matrices, and model.arch = {arch} has none; use "
-                "adamw, rmsprop or adagrad"
-            )
-        features: dict[int, list[str]] = {}
-        for table in schema.tables.values():
-            features.setdefault(table.dim, []).extend(table.features)
-        if arch != "mlp" and len(features) > 1:
-            found = "; ".join(f"dim {dim}: {', '.join(names)}" for dim, names in sorted(features.items()))
-            raise ValueError(
-                f"model.arch = {arch} wants all tables of one dim, found {found}; give these features one dim in the "
-                "feature schema, or use model.arch mlp, rankmixer or tokenmixer_large, which take any"
-            )
-        if arch in ("dlrm", "dcn") and len(schema.sparse_features) + bool(schema.dense_features) < 2:
-            raise ValueError(
-                f"model.arch = {arch} crosses features, and the schema has only {schema.sparse_features}; add a "
-                "feature, or use model.arch deepfm, mlp, rankmixer or tokenmixer_large"
-            )
 
 
 def load_config(path: str, overrides: Sequence[str] = ()) -> Config:

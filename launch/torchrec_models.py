@@ -12,7 +12,7 @@ from torchrec.modules.crossnet import LowRankCrossNet
 from torchrec.modules.deepfm import DeepFM, FactorizationMachine
 from torchrec.modules.mlp import MLP
 
-from launch.config import ModelConfig
+from launch.model_config import ModelConfig
 from pipeline.schema import Schema
 
 
