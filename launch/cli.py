@@ -142,7 +142,7 @@ def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 def _train(arguments: argparse.Namespace) -> None:
     _check_versions()
     from launch.config import load_config
-    from launch.preflight import check_training
+    from launch.paths import check_training
 
     config = load_config(arguments.config, arguments.overrides)
     check_training(config)

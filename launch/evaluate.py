@@ -9,9 +9,9 @@ import pyarrow as pa
 from launch.build import Build, build
 from launch.config import Config, check_world
 from launch.distributed import Ranks, cluster_here, process_group
-from launch.job import checkpoints_of, choose_checkpoint, evaluate, outputs, pass_reader, restore
+from launch.job import evaluate, outputs, pass_reader, restore
 from launch.parts import ParquetParts
-from launch.preflight import evaluation_paths
+from launch.paths import checkpoints_of, choose_checkpoint, evaluation_paths
 from launch.report import print_result
 
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from launch.build import Build
 from launch.config import Config, dump_config
 from launch.distributed import Ranks
-from launch.preflight import group_keys
+from launch.paths import group_keys
 from launch.ranker import Output
 from pipeline.batch import Batch
 from pipeline.checkpoint import Checkpoints
@@ -123,27 +123,6 @@ def group_ids(batch: Batch, column: str) -> torch.Tensor:
     groups_B = torch.zeros(len(batch.weights_B), dtype=torch.int64)
     groups_B[: len(hashes)] = torch.from_numpy(hashes.view(np.int64))
     return groups_B
-
-
-def checkpoints_of(config: Config) -> Checkpoints:
-    """The checkpoints of the run's directory."""
-    return Checkpoints(config.run.checkpoints or f"{config.run.directory}/checkpoints", keep=config.run.keep)
-
-
-def choose_checkpoint(checkpoints: Checkpoints, which: str) -> str:
-    """The name behind `best`, `latest` or a name.
-
-    Raises:
-        ValueError: there is none.
-    """
-    names = checkpoints.names()
-    name = {"best": checkpoints.best, "latest": checkpoints.latest}.get(which, lambda: which)()
-    if name not in names:
-        raise ValueError(
-            f"{checkpoints.directory}: no checkpoint {which!r}; found {', '.join(names) or 'none'}; train first, "
-            "or set run.directory to a run that has one"
-        )
-    return name
 
 
 def random_state(ranks: Ranks) -> dict[str, dict[str, torch.Tensor]]:

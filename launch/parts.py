@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import torch.distributed as dist
 
 from launch.distributed import Ranks
-from launch.preflight import check_output
+from launch.paths import check_output
 
 
 class ParquetParts:

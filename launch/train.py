@@ -13,7 +13,8 @@ from launch.build import Build, build
 from launch.config import Config, check_world, dump_config
 from launch.distributed import Ranks, cluster_here, process_group
 from launch.health import are_finite, layer_statistics
-from launch.job import checkpoints_of, evaluate, random_state, restore, training_reader
+from launch.job import evaluate, random_state, restore, training_reader
+from launch.paths import checkpoints_of
 from launch.peak import peak_flops
 from launch.report import print_result
 from launch.versions import versions

@@ -1,0 +1,78 @@
+"""Which files a run reads and writes, and whether it can."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import fsspec
+
+from launch.config import Config
+from pipeline.checkpoint import Checkpoints
+from pipeline.dataset import ParquetDataset
+
+
+def check_training(config: Config) -> None:
+    """Check that the run's directory can be written, and the footers of its files against its schema.
+
+    Raises:
+        ValueError: what was found, what was expected, what to do.
+    """
+    directory = Path(config.run.directory).absolute()
+    standing = next(path for path in (directory, *directory.parents) if path.exists())
+    if not (standing.is_dir() and os.access(standing, os.W_OK)):
+        found = "a directory that this user may not write" if standing.is_dir() else "not a directory"
+        raise ValueError(f"run.directory is {config.run.directory}, but {standing} is {found}; give another")
+    ParquetDataset(config.data.train, config.feature_schema)
+    for paths in (config.data.evaluate, config.data.test):
+        if paths is not None:
+            ParquetDataset(paths, config.feature_schema, keys=group_keys(config))
+
+
+def check_output(out: str) -> None:
+    """Refuse to predict into a directory that is there.
+
+    Raises:
+        ValueError: it exists.
+    """
+    filesystem, path = fsspec.core.url_to_fs(out)
+    if filesystem.exists(path):
+        raise ValueError(f"{out} exists; remove it or give another --out")
+
+
+def group_keys(config: Config) -> list[str]:
+    """The column that evaluation needs besides those of the schema, if any."""
+    return [config.metrics.group] if config.metrics.group else []
+
+
+def evaluation_paths(config: Config) -> str | list[str]:
+    """The rows that `rankmixer evaluate` reads: data.test, or else data.evaluate.
+
+    Raises:
+        ValueError: both are empty.
+    """
+    paths = config.data.test or config.data.evaluate
+    if paths is None:
+        raise ValueError("data.test and data.evaluate are both empty; give one, e.g. data.test=FILES")
+    return paths
+
+
+def checkpoints_of(config: Config) -> Checkpoints:
+    """The checkpoints of the run's directory."""
+    return Checkpoints(config.run.checkpoints or f"{config.run.directory}/checkpoints", keep=config.run.keep)
+
+
+def choose_checkpoint(checkpoints: Checkpoints, which: str) -> str:
+    """The name behind `best`, `latest` or a name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    names = checkpoints.names()
+    name = {"best": checkpoints.best, "latest": checkpoints.latest}.get(which, lambda: which)()
+    if name not in names:
+        raise ValueError(
+            f"{checkpoints.directory}: no checkpoint {which!r}; found {', '.join(names) or 'none'}; train first, "
+            "or set run.directory to a run that has one"
+        )
+    return name
