@@ -1,4 +1,4 @@
-"""torch's Muon for weights that stack one matrix a token."""
+"""torch's Muon for weights that stack one matrix a token, or one an expert."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import nn
 
 
 class StackedMuon(torch.optim.Optimizer):
-    """torch.optim.Muon, which takes matrices only, on stacks (T, rows, columns): each slice is a matrix of its own.
+    """torch.optim.Muon, which takes matrices only, on stacks (..., rows, columns): each slice is a matrix of its own.
 
     Its momentum is kept as one stack a weight, so that a checkpoint reshards it like the weight.
 
     Args:
-        params: parameters of three dimensions.
+        params: parameters of three dimensions or more.
         lr: learning rate, adjusted to the matrix as torch's `match_rms_adamw` does: AdamW's values carry over.
         weight_decay: decoupled.
 
@@ -30,7 +30,7 @@ class StackedMuon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
         # A slice shares its weight's storage: what Muon does to it, it does to the weight.
         self._slices = {
-            param: [nn.Parameter(matrix) for matrix in param.detach().unbind()]
+            param: [nn.Parameter(matrix) for matrix in _matrices(param.detach())]
             for group in self.param_groups
             for param in group["params"]
         }
@@ -52,11 +52,14 @@ class StackedMuon(torch.optim.Optimizer):
                 state: dict[str, Any] = self.state[param]
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(param)
-                for matrix, grad, momentum in zip(
-                    slices, param.grad.unbind(), state["momentum_buffer"].unbind(), strict=True
-                ):
+                gradients, momenta = _matrices(param.grad), _matrices(state["momentum_buffer"])
+                for matrix, grad, momentum in zip(slices, gradients, momenta, strict=True):
                     matrix.grad = grad
                     self._muon.state[matrix]["momentum_buffer"] = momentum
         self._muon.param_groups[0].update(lr=group["lr"], weight_decay=group["weight_decay"])
         self._muon.step()
         self._muon.zero_grad()
+
+
+def _matrices(stack: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return stack.flatten(0, -3).unbind()

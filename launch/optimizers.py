@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -46,7 +47,8 @@ def fuse_sparse_optimizer(tables: nn.Module, config: SparseOptimizerConfig, devi
 def dense_optimizer(params: Mapping[str, nn.Parameter], config: DenseOptimizerConfig) -> KeyedOptimizer:
     """The optimizer of everything that is not a table, its state keyed by parameter name.
 
-    `muon` takes the per-token matrices, which are stacks of three dimensions; AdamW everything else.
+    `muon` takes the matrices inside the blocks, which stand in stacks, one a token or an expert; AdamW everything else,
+    tokenizer, routers and task heads among it: what meets the data or makes an output is no inner map.
     """
     lr, decay = config.lr, config.weight_decay
     factories: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
@@ -57,8 +59,9 @@ def dense_optimizer(params: Mapping[str, nn.Parameter], config: DenseOptimizerCo
     }
     if config.kind != "muon":
         return KeyedOptimizerWrapper(params, factories[config.kind])
-    matrices = {name: param for name, param in params.items() if param.ndim == 3}
-    rest = {name: param for name, param in params.items() if param.ndim != 3}
+    is_outer = re.compile(r"bias|router|\bheads\.")
+    matrices = {name: param for name, param in params.items() if param.ndim > 2 and not is_outer.search(name)}
+    rest = {name: param for name, param in params.items() if name not in matrices}
     return CombinedOptimizer(
         [
             ("", KeyedOptimizerWrapper(matrices, factories["muon"])),

@@ -66,6 +66,15 @@ def test_a_resumed_run_drops_what_came_after_and_a_torn_line(tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "tensorboard"]
 
 
+def test_nested_shares_are_lines_of_the_log_and_a_picture(tmp_path: Path) -> None:
+    load_LTE = [[[1.0, 0.5, 0.0], [0.25, 0.0, 1.0]]]
+    with Journal(str(tmp_path), quiet=True) as journal:
+        journal.event("experts", 3, load_LTE=load_LTE)
+    assert read_log(tmp_path)[0]["load_LTE"] == load_LTE
+    (image,) = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Images("experts/load_LTE")
+    assert (image.step, image.height, image.width) == (3, 2, 3)
+
+
 def test_dropping_lines_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Journal(str(tmp_path), quiet=True) as journal:
         journal.step(10, loss=1.0)

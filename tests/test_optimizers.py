@@ -9,34 +9,39 @@ from torchrec.optim.keyed import KeyedOptimizerWrapper
 from launch.config import DenseOptimizerConfig, ScheduleConfig, SparseOptimizerConfig
 from launch.muon import StackedMuon
 from launch.optimizers import RankerOptimizer, dense_optimizer, fuse_sparse_optimizer, schedule_factor
+from rankmixer_head import MoEConfig, RankMixer, RankMixerConfig
 
 
-def test_stacked_muon_is_torchs_muon_on_every_slice() -> None:
+@pytest.mark.parametrize("stacked", [(3,), (3, 2)], ids=["tokens", "tokens and experts"])
+def test_stacked_muon_is_torchs_muon_on_every_slice(stacked: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    stack = nn.Parameter(torch.randn(3, 4, 6))
-    slices = [nn.Parameter(matrix.clone()) for matrix in stack.detach()]
+    stack = nn.Parameter(torch.randn(*stacked, 4, 6))
+    slices = [nn.Parameter(matrix.clone()) for matrix in stack.detach().flatten(0, -3)]
     ours = StackedMuon([stack], lr=0.1, weight_decay=0.01)
     theirs = torch.optim.Muon(slices, lr=0.1, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
     for _ in range(3):
         stack.grad = torch.randn_like(stack)
-        for matrix, grad in zip(slices, stack.grad, strict=True):
+        for matrix, grad in zip(slices, stack.grad.flatten(0, -3), strict=True):
             matrix.grad = grad.clone()
         ours.step()
         theirs.step()
         ours.param_groups[0]["lr"] = theirs.param_groups[0]["lr"] = 0.05
-    torch.testing.assert_close(stack.detach(), torch.stack([matrix.detach() for matrix in slices]), rtol=0, atol=0)
+    expected = torch.stack([matrix.detach() for matrix in slices]).view_as(stack)
+    torch.testing.assert_close(stack.detach(), expected, rtol=0, atol=0)
     assert ours.state[stack]["momentum_buffer"].shape == stack.shape
 
 
-def test_muon_takes_the_stacks_and_adamw_the_rest() -> None:
-    params = {"weight": nn.Parameter(torch.ones(2, 3, 4)), "bias": nn.Parameter(torch.ones(2, 4))}
+def test_muon_takes_the_matrices_inside_the_blocks_and_adamw_the_rest() -> None:
+    config = RankMixerConfig(tokens=4, width=12, layers=2, expansion=2, moe=MoEConfig(experts=3))
+    params = {f"head.{name}": p for name, p in RankMixer(config, [18], num_tasks=2).named_parameters()}
     optimizer = dense_optimizer(params, DenseOptimizerConfig(kind="muon"))
     for param in params.values():
         param.grad = torch.ones_like(param)
     optimizer.step()
     state = optimizer.state_dict()["state"]
-    assert set(state["weight"]) == {"momentum_buffer"}
-    assert "exp_avg" in state["bias"]
+    muons = {name for name, of_param in state.items() if set(of_param) == {"momentum_buffer"}}
+    assert muons == {f"head.blocks.{layer}.ffn.{name}_TEMD" for layer in range(2) for name in ("up", "down")}
+    assert all("exp_avg" in of_param for name, of_param in state.items() if name not in muons)
 
 
 def test_schedule() -> None:
