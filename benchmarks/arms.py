@@ -25,6 +25,7 @@ RATES = (1e-3, 2e-3, 4e-3, 8e-3)  # of the dense part: the same tuning for ours 
 EXPERTS, EXPERT_EXPANSION = 8, 0.5
 ROUTINGS: tuple[str, ...] = get_args(Routing)
 RATIOS = (0.25, 0.125, 0.5, 1.0)  # in order of importance
+FEW_TOKENS = ((BASE, 2, 64), (BASE, 4, 48), ("tokenmixer_large", 2, 64), ("tokenmixer_large", 4, 48))
 SCHEMA, DIM = "configs/movielens.schema.yaml", 16
 T = TypeVar("T")
 
@@ -103,6 +104,13 @@ def matched(name: str, common: tuple[str, ...] = ()) -> tuple[str, ...]:
     return match(size(common)[0], sizes, lambda overrides: size(overrides)[0])
 
 
+def matched_tokens(arch: str, tokens: int, width: int) -> tuple[str, ...]:
+    """The overrides that give few and wide tokens the base's number of dense parameters."""
+    sizes = (f"model.arch={arch}", f"model.tokens={tokens}", f"model.width={width}")
+    expansions = [(*sizes, f"model.expansion={step / 8}") for step in range(4, 57)]
+    return match(size(())[0], expansions, lambda overrides: size(overrides)[0])
+
+
 def architectures() -> Arms:
     """Ours, its successor and torchrec's own models at matched dense parameters, each with the same tuning."""
     found = Arms([Arm("architectures", BASE, (), RATES)])
@@ -169,7 +177,12 @@ def _sparse(kind: str, lr: float) -> tuple[str, ...]:
 def extras() -> list[Arm]:
     """How far it goes with more epochs, and with wider tables: the base, its successor, and the best rival."""
     wide = _dim(2 * DIM)
+    few = {(block, tokens): (*matched_tokens(block, tokens, width),) for block, tokens, width in FEW_TOKENS}
     return [
+        *(
+            Arm("extras", f"{block}, T = {tokens}", sizes, RATES[:2], final=False)
+            for (block, tokens), sizes in few.items()
+        ),
         Arm("extras", "4 epochs", ("train.epochs=4",)),
         Arm("extras", "warm-up of 100 steps", ("optimizer.schedule.warmup_steps=100",), RATES[1:3], final=False),
         Arm("extras", f"dim {2 * DIM}", wide),
