@@ -13,7 +13,7 @@ from rankmixer_head.token_parallel import check_token_group, shard_tokens
 from tests.ranks import run_ranks
 from tests.token_group import CONFIGS, G, K, Training, batch, build, fifty_losses, token_mesh, trained
 
-LONG = ["plain", "tokenmixer_large", "moe_single", "moe_dtsi_split"]
+LONG = ["plain", "moe_dtsi_split"]
 GROUPS = [(1, 1), (1, 2), (2, 2), (1, 4), (2, 4), (4, 4)]
 COMPILED = ["tokenmixer_large_per_group", "moe_dtsi", "moe_recompute"]
 
