@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from rankmixer_head.ablations import SharedFFN
-from rankmixer_head.config import RankMixerConfig
+from rankmixer_head.config import check_token_group
 from rankmixer_head.mixing import Mixing
 from rankmixer_head.model import RankMixer
 from rankmixer_head.moe import PerTokenMoE
@@ -25,32 +25,6 @@ from rankmixer_head.tokenizer import Tokenizer
 # Their parameters have one part for each token, in the first dimension; but the global token's map is no token's own.
 PER_TOKEN = Tokenizer, PerTokenFFN, PerTokenSwiGLU, PerTokenMoE
 WHOLE = "global_ID"
-READS_ALL_TOKENS = "all_concat", "all_share", "self_attention"
-
-
-def check_token_group(config: RankMixerConfig, ranks: int) -> None:
-    """Can the tokens be shared among so many ranks?
-
-    Raises:
-        ValueError: no; says what can.
-
-    >>> check_token_group(RankMixerConfig.preset("tiny"), 3)
-    Traceback (most recent call last):
-    ...
-    ValueError: tokens = 8 cannot be shared evenly among the 3 ranks of a token group; groups of 1, 2, 4, 8 can share \
-them
-    """
-    if config.tokens % ranks:
-        fitting = ", ".join(str(n) for n in range(1, config.tokens + 1) if config.tokens % n == 0)
-        raise ValueError(
-            f"tokens = {config.tokens} cannot be shared evenly among the {ranks} ranks of a token group; groups of "
-            f"{fitting} can share them"
-        )
-    if ranks > 1 and config.ablation in READS_ALL_TOKENS:
-        raise ValueError(
-            f"ablation = {config.ablation} reads all tokens at once, which no exchange of slices gives to the {ranks} "
-            "ranks of a token group; use a group of 1 rank"
-        )
 
 
 def shard_tokens(module: nn.Module, mesh: DeviceMesh, dtype: torch.dtype | None = None) -> list[str]:
@@ -90,29 +64,29 @@ def _shard_head(head: RankMixer, mesh: DeviceMesh, dtype: torch.dtype | None) ->
         head.routers.batch_index = group.replica
     if group.size == 1:
         return []
-    is_meta = head.tokenizer.tokens_ID.is_meta
-    sharded: dict[str, tuple[nn.Module, str]] = {}
+    names: list[str] = []
     for path, owner in list(head.named_modules()):
         if isinstance(owner, PER_TOKEN) and not isinstance(owner, SharedFFN):
-            names = tuple(name for name, _ in owner.named_parameters(recurse=False) if name != WHOLE)
-            for name in names:
-                whole = owner.get_parameter(name)
-                setattr(owner, name, _shard(whole, mesh))
-                sharded[f"{path}.{name}"] = owner, name
-            owner.__class__ = _with_own_tokens(type(owner), names)  # type: ignore[assignment, arg-type]
+            own_names = tuple(name for name, _ in owner.named_parameters(recurse=False) if name != WHOLE)
+            for name in own_names:
+                setattr(owner, name, _shard(owner.get_parameter(name), mesh))
+            names += [f"{path}.{name}" for name in own_names]
+            owner.__class__ = _with_own_tokens(type(owner), own_names)  # type: ignore[assignment, arg-type]
             owner.first_token = group.first_token
+            owner.token_group = group  # type: ignore[assignment]
         if isinstance(owner, Mixing):
             owner.mix_and_add = group.mix_and_add
         elif hasattr(owner, "mix"):
             owner.mix = group.mix
     head.token_group = group  # type: ignore[assignment]
     head.__class__ = type(type(head).__name__, (type(head),), {"enter": _enter, "leave": _leave})
-    if is_meta:
+    if head.tokenizer.tokens_ID.is_meta:
         head.to_empty(device=mesh.device_type)
         head.reset_parameters()
-    for owner, name in sharded.values():
-        _average(owner._parameters[name], mesh, is_meta)
-    return list(sharded)
+        for _, parameter in head.named_parameters():
+            if isinstance(parameter, DTensor) and group.replicas is not None:
+                dist.broadcast(parameter.to_local().detach(), group=group.replicas, group_src=0)
+    return names
 
 
 class TokenGroup:
@@ -131,6 +105,8 @@ class TokenGroup:
         self.tokens, self.own_tokens = tokens, tokens // self.size
         self.first_token = self.rank * self.own_tokens
         self.dtype = dtype
+        self.world_size = mesh.size()
+        self.replicas = mesh.get_group(0) if self.world_size > self.size else None
         self.process_group = mesh.get_group(dim)
         if self.size > 1 and self.process_group == dist.group.WORLD:
             # Of its own: nothing that DDP or TorchRec sends comes between.
@@ -161,6 +137,11 @@ class TokenGroup:
         if weight_B is not None:
             weight_B = weights_PN.detach().contiguous().view(weight_B.dtype).flatten()
         return own_PN.reshape(self.size * B, own_width).to(pieces_BR.dtype), weight_B
+
+    def own(self, parameter: DTensor) -> Tensor:
+        """The part that this rank holds; its gradient is summed over the replicas and divided by W."""
+        own: Tensor = _Averaged.apply(parameter.to_local(), self.replicas, self.world_size)
+        return own
 
     def mix(self, x_TBD: Tensor) -> Tensor:
         """mix_tokens for the tokens of the group: slice h of each own token to the owner of token h."""
@@ -210,36 +191,36 @@ def _exchange(sent: Tensor, received_sizes: list[int], sent_sizes: list[int], gr
     return received
 
 
+class _Averaged(torch.autograd.Function):
+    """What a backward brings is averaged before it is added to .grad: what is there already must not be again."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, replicas: Any, world_size: int) -> Tensor:
+        ctx.arguments = replicas, world_size
+        return own.view_as(own)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        replicas, world_size = ctx.arguments
+        grad = grads[0] / world_size
+        if replicas is not None:
+            dist.all_reduce(grad, group=replicas)
+        return grad, None, None
+
+
 def _shard(whole: nn.Parameter, mesh: DeviceMesh) -> nn.Parameter:
     placements = [Replicate(), Shard(0)][2 - mesh.ndim :]
     return nn.Parameter(distribute_tensor(whole.detach(), mesh, placements), requires_grad=whole.requires_grad)
 
 
-def _average(parameter: Any, mesh: DeviceMesh, is_drawn: bool) -> None:
-    """Let the gradient of every backward be summed over the replicas and divided by W."""
-    replicas = mesh.get_group(0) if mesh.ndim == 2 and mesh.size(0) > 1 else None
-    if is_drawn and replicas is not None:
-        dist.broadcast(parameter.to_local().detach(), group=replicas, group_src=0)
-
-    def averaged(grad: DTensor) -> DTensor:
-        own = grad.to_local() / mesh.size()
-        if replicas is not None:
-            dist.all_reduce(own, group=replicas)
-        return DTensor.from_local(own, grad.device_mesh, grad.placements, run_check=False)
-
-    # On what a backward brings, before it is added to .grad; a hook after that would reduce older gradients again.
-    if parameter.requires_grad:
-        parameter.register_hook(averaged)
-
-
 @cache
 def _with_own_tokens(kind: Any, names: tuple[str, ...]) -> type[nn.Module]:
-    """`kind`, whose attributes `names` are the local tensors of the DTensors that are its parameters."""
+    """`kind`, whose attributes `names` are the local parts of the DTensors that are its parameters."""
 
-    def local(name: str) -> property:
-        return property(lambda self: self._parameters[name].to_local())
+    def own(name: str) -> property:
+        return property(lambda self: self.token_group.own(self._parameters[name]))
 
-    return type(kind.__name__, (kind,), {name: local(name) for name in names})
+    return type(kind.__name__, (kind,), {name: own(name) for name in names})
 
 
 def _enter(head: Any, x_BI: Tensor, weight_B: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -17,7 +17,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from rankmixer_head import RankMixer
-from rankmixer_head.token_parallel import READS_ALL_TOKENS, shard_tokens
+from rankmixer_head.config import READS_ALL_TOKENS
+from rankmixer_head.token_parallel import shard_tokens
 from tests.head_variants import PLAIN, VARIANTS, in_widths
 
 G, I, K = 12, 18, 2  # noqa: E741  # G/4 is odd: the ranks' batches start at examples of either parity
