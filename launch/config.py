@@ -1,6 +1,7 @@
 """The configuration tree: one YAML file, any leaf overridable as `section.key=value`."""
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, get_args
 
@@ -13,6 +14,7 @@ from pipeline.features import Strict, read_text
 from pipeline.schema import Schema, explain
 from rankmixer_head.config import (
     PRESETS,
+    READS_ALL_TOKENS,
     Ablation,
     BlockKind,
     Initialisation,
@@ -20,6 +22,7 @@ from rankmixer_head.config import (
     RankMixerConfig,
     Routing,
     TokenizerKind,
+    check_token_group,
 )
 
 NonNegativeFloat = Annotated[float, Field(ge=0)]
@@ -159,6 +162,15 @@ class PlanConfig(Strict):
     init_scale: PositiveFloat = Field(0.01, description="tables start uniform in [-init_scale, init_scale]")
 
 
+class ParallelConfig(Strict):
+    """How ranks share the head."""
+
+    token_group: PositiveInt | Literal["auto"] = Field(
+        1, description="ranks that share the tokens; auto: as many of a node as divide them; 1: each rank has the head"
+    )
+    exchange: Literal["fp32", "bf16"] = Field("fp32", description="what a token group's ranks send each other")
+
+
 class EarlyStopping(Strict):
     """Stop when the metric has not improved for `patience` evaluations."""
 
@@ -205,6 +217,7 @@ class Config(Strict):
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     plan: PlanConfig = PlanConfig()
+    parallel: ParallelConfig = ParallelConfig()
     train: TrainConfig = TrainConfig()
     metrics: MetricsConfig = MetricsConfig()
     run: RunConfig = RunConfig()
@@ -315,12 +328,48 @@ def json_schema() -> str:
     return json.dumps(schema, indent=2)
 
 
-def check_world(config: Config, world_size: int) -> None:
+def token_group(config: Config, world_size: int, local_world_size: int) -> int:
+    """P, how many ranks share the tokens of the head.
+
+    Raises:
+        ValueError: `parallel.token_group` fits neither the model nor the ranks; says what does.
+    """
+    asked, muon = config.parallel.token_group, config.optimizer.dense.kind == "muon"
+    if not config.model.is_ours or asked == 1:
+        if asked not in (1, "auto"):
+            raise ValueError(
+                f"parallel.token_group is {asked}, but model.arch = {config.model.arch} has no tokens; use 1"
+            )
+        return 1
+    head = config.model.head()
+    if asked == "auto":
+        can_share = head.ablation not in READS_ALL_TOKENS and not muon
+        return math.gcd(head.tokens, local_world_size) if can_share else 1
+    try:
+        check_token_group(head, asked)
+    except ValueError as error:
+        raise ValueError(f"parallel.token_group is {asked}: {error}") from None
+    if muon:
+        raise ValueError(
+            f"parallel.token_group is {asked} and optimizer.dense.kind is muon, which wants whole weights; use "
+            "parallel.token_group=1, or adamw"
+        )
+    if world_size % asked:
+        fitting = [size for size in range(1, world_size + 1) if world_size % size == 0 and head.tokens % size == 0]
+        raise ValueError(
+            f"parallel.token_group is {asked}, into groups of which {world_size} ranks cannot be divided; use one of "
+            f"{fitting}, or a multiple of {asked} ranks"
+        )
+    return asked
+
+
+def check_world(config: Config, world_size: int, local_world_size: int | None = None) -> None:
     """Refuse a world size that does not fit, with the sizes that do.
 
     Raises:
-        ValueError: a global batch size does not divide by `world_size`.
+        ValueError: a global batch size does not divide by `world_size`, or the ranks into token groups.
     """
+    token_group(config, world_size, local_world_size or world_size)
     for key in ("batch_size", "evaluate_batch_size"):
         size = getattr(config.data, key)
         if size % world_size:

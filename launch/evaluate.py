@@ -48,7 +48,7 @@ def predict(config: Config, checkpoint: str, data: str, out: str, keys: Sequence
 
 
 def _restored(config: Config, ranks: Ranks, checkpoint: str) -> tuple[Build, str]:
-    check_world(config, ranks.world_size)
+    check_world(config, ranks.world_size, ranks.local_world_size)
     checkpoints = checkpoints_of(config)
     name = choose_checkpoint(checkpoints, checkpoint)
     built = build(config, ranks, cluster_here(ranks, config.plan), total_steps=1)

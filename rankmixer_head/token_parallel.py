@@ -58,22 +58,32 @@ def shard_tokens(module: nn.Module, mesh: DeviceMesh, dtype: torch.dtype | None 
     return [f"{path}.{name}".lstrip(".") for path, head in heads for name in _shard_head(head, mesh, dtype)]
 
 
+def per_token_parameters(module: nn.Module) -> list[str]:
+    """Names of the parameters that shard_tokens shards: a rank of a group of P holds 1/P of each."""
+    return [f"{path}.{name}".lstrip(".") for path, owner in module.named_modules() for name in _per_token_names(owner)]
+
+
+def _per_token_names(owner: nn.Module) -> list[str]:
+    has_own = isinstance(owner, PER_TOKEN) and not isinstance(owner, SharedFFN)
+    return [name for name, _ in owner.named_parameters(recurse=False) if name != WHOLE] if has_own else []
+
+
 def _shard_head(head: RankMixer, mesh: DeviceMesh, dtype: torch.dtype | None) -> list[str]:
     group = TokenGroup(mesh, head.config.tokens, dtype)
     if head.routers is not None:
         head.routers.batch_index = group.replica
     if group.size == 1:
         return []
-    names: list[str] = []
-    for path, owner in list(head.named_modules()):
-        if isinstance(owner, PER_TOKEN) and not isinstance(owner, SharedFFN):
-            own_names = tuple(name for name, _ in owner.named_parameters(recurse=False) if name != WHOLE)
+    names = per_token_parameters(head)
+    owners: list[Any] = list(head.modules())
+    for owner in owners:
+        own_names = tuple(_per_token_names(owner))
+        if own_names:
             for name in own_names:
                 setattr(owner, name, _shard(owner.get_parameter(name), mesh))
-            names += [f"{path}.{name}" for name in own_names]
-            owner.__class__ = _with_own_tokens(type(owner), own_names)  # type: ignore[assignment, arg-type]
+            owner.__class__ = _with_own_tokens(type(owner), own_names)  # type: ignore[arg-type]
             owner.first_token = group.first_token
-            owner.token_group = group  # type: ignore[assignment]
+            owner.token_group = group
         if isinstance(owner, Mixing):
             owner.mix_and_add = group.mix_and_add
         elif hasattr(owner, "mix"):
