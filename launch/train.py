@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from launch.build import Build, build
-from launch.config import Config, check_world, dump_config
-from launch.distributed import Ranks, cluster_here, process_group, world_from_environment
+from launch.config import Config, dump_config
+from launch.distributed import Ranks, check_world_here, cluster_here, process_group
 from launch.job import checkpoints_of, evaluate, random_state, restore, training_reader
 from launch.peak import peak_flops
 from launch.report import print_result
@@ -27,8 +27,7 @@ LOWER_IS_BETTER = ("logloss", "ne")
 
 def train(config: Config) -> None:
     """Train, evaluate, save; resume if the run directory holds a checkpoint. Prints one JSON line at the end."""
-    _, world_size, _, local_world_size = world_from_environment()
-    check_world(config, world_size, local_world_size)
+    check_world_here(config)
     with process_group(config.run.timeout_seconds, config.model.tf32) as ranks:
         result = Training(config, ranks).run()
         if ranks.is_first:
