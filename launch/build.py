@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torchrec import EmbeddingBagCollection
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.model_parallel import DefaultDataParallelWrapper
@@ -122,10 +123,14 @@ def table_collection(ranker: Ranker) -> EmbeddingBagCollection:
     return tables
 
 
-def token_mesh(ranks: Ranks, token_ranks: int) -> DeviceMesh:
-    """Neighbouring ranks share the tokens, so that a group lies on one node. Collective."""
-    shape = ranks.world_size // token_ranks, token_ranks
-    return init_device_mesh(ranks.device.type, shape, mesh_dim_names=("replica", "token"))
+def token_mesh(ranks: Ranks, token_ranks: int, timeout_seconds: float) -> DeviceMesh:
+    """Neighbouring ranks share the tokens, so that a group lies on one node. Collective.
+
+    init_device_mesh would make groups that wait for torch's half hour, whatever the job's limit is.
+    """
+    grid, timeout = torch.arange(ranks.world_size).view(-1, token_ranks), timedelta(seconds=timeout_seconds)
+    groups = [dist.new_subgroups_by_enumeration(lines.tolist(), timeout=timeout)[0] for lines in (grid.T, grid)]
+    return DeviceMesh.from_group(groups, ranks.device.type, mesh=grid, mesh_dim_names=("replica", "token"))
 
 
 def build(config: Config, ranks: Ranks, cluster: Cluster, total_steps: int) -> Build:
@@ -148,7 +153,7 @@ def build(config: Config, ranks: Ranks, cluster: Cluster, total_steps: int) -> B
     # Initialised here, not by DistributedModelParallel, which draws numbers for the tables that depend on the plan.
     torch.manual_seed(config.train.seed)
     token_ranks = token_group(config, ranks.world_size, ranks.local_world_size)
-    mesh = token_mesh(ranks, token_ranks) if token_ranks > 1 else None
+    mesh = token_mesh(ranks, token_ranks, config.run.timeout_seconds) if token_ranks > 1 else None
     sharded = shard_tokens(ranker, mesh, EXCHANGE[config.parallel.exchange]) if mesh else []
     if not mesh:
         head.to_empty(device=ranks.device).reset_parameters()

@@ -51,6 +51,7 @@ def all_checks(rank: int, world_size: int) -> dict[str, Any]:
             found[f"drawn {ranks}"] = drawn(ranks)
             found[f"bfloat16 {ranks}"] = in_bfloat16(ranks)
             found[f"accumulated {ranks}"] = accumulated(ranks)
+            found[f"autocast {ranks}"] = under_autocast(ranks)
     found["compiled"] = {variant: compiled(variant) for variant, W in COMPILED.items() if world_size == W}
     try:
         shard_tokens(nn.Linear(2, 2), token_mesh(1))
@@ -117,6 +118,12 @@ def in_bfloat16(ranks: int) -> dict[str, Any]:
     _, weight_N = training.head.enter(x_BI, weight_B)
     training.loss(0).backward()
     return {"logits": training.logits(), "weight": weight_N, "gradients": training.whole("gradients")}
+
+
+def under_autocast(ranks: int) -> torch.Tensor:
+    training = Training(build("tokenmixer_large_per_group", torch.float32), ranks)
+    with torch.autocast("cpu", torch.bfloat16):
+        return training.logits()
 
 
 def accumulated(ranks: int) -> dict[str, Any]:
@@ -236,6 +243,14 @@ def test_bfloat16_on_the_wire_rounds_activations_and_no_weight(ranks: dict[int, 
                 torch.testing.assert_close(
                     got["gradients"][name], gradient, rtol=0.05, atol=0.05 * gradient.abs().max().item()
                 )
+
+
+@pytest.mark.slow
+def test_autocast_rounds_as_on_one_process(ranks: dict[int, list[dict[str, Any]]]) -> None:
+    expected = under_autocast(1)
+    for P, W in ((P, W) for P, W in GROUPS if P > 1):
+        assert ranks[W][0][f"autocast {P}"].dtype == torch.float32
+        torch.testing.assert_close(ranks[W][0][f"autocast {P}"], expected, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.slow
