@@ -183,9 +183,9 @@ def extras() -> list[Arm]:
             Arm("extras", f"{block}, T = {tokens}", sizes, RATES[:2], final=False)
             for (block, tokens), sizes in few.items()
         ),
-        Arm("extras", "4 epochs", ("train.epochs=4",)),
+        Arm("extras", "4 epochs", ("train.epochs=4",), final=False),
         Arm("extras", "warm-up of 100 steps", ("optimizer.schedule.warmup_steps=100",), RATES[1:3], final=False),
-        Arm("extras", f"dim {2 * DIM}", wide),
+        Arm("extras", f"dim {2 * DIM}", wide, final=False),
         Arm("extras", f"tokenmixer_large, dim {2 * DIM}", matched("tokenmixer_large", wide), RATES[:2]),
         Arm("extras", f"dcn, dim {2 * DIM}", matched("dcn", wide), RATES[2:]),
     ]

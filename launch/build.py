@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 from torchrec import EmbeddingBagCollection
 from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.model_parallel import DefaultDataParallelWrapper
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from embeddings.initialise import initialise_tables
 from embeddings.sharding import Cluster, Shard, Sharder, TablePlan, check_plan, plan_shards, plan_tables
 from embeddings.tables import FeatureEmbeddings, embedding_bag_collection
-from launch.config import Config
+from launch.config import Config, token_group
 from launch.distributed import Ranks
 from launch.optimizers import RankerOptimizer, dense_optimizer, fuse_sparse_optimizer
 from launch.ranker import Ranker
 from launch.torchrec_models import TorchrecModel
 from rankmixer_head import PerTokenMoE, RankMixer
+from rankmixer_head.token_parallel import per_token_parameters, shard_tokens
+
+EXCHANGE = {"fp32": None, "bf16": torch.bfloat16}  # what autocast has made bf16 is sent so in any case
 
 
 @dataclass
@@ -84,9 +90,11 @@ def autocast(config: Config, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if use_bf16 else None
 
 
-def head_bytes(ranker: Ranker) -> int:
+def head_bytes(ranker: Ranker, token_ranks: int) -> int:
     """What the dense part takes on every rank: weights, gradients, two optimizer states and DDP's buckets, fp32."""
-    return 5 * 4 * sum(parameter.numel() for parameter in ranker.head.parameters())
+    sharded = set(per_token_parameters(ranker.head)) if token_ranks > 1 else set()
+    values = {name: parameter.numel() for name, parameter in ranker.head.named_parameters()}
+    return 4 * sum(4 * values[name] // token_ranks if name in sharded else 5 * values[name] for name in values)
 
 
 def plan(config: Config, ranker: Ranker, cluster: Cluster) -> ShardingPlan:
@@ -102,7 +110,7 @@ def plan(config: Config, ranker: Ranker, cluster: Cluster) -> ShardingPlan:
         asked,
         cluster,
         local_batch_size=config.data.batch_size // cluster.world_size,
-        reserved_bytes=head_bytes(ranker),
+        reserved_bytes=head_bytes(ranker, token_group(config, cluster.world_size, cluster.local_world_size)),
     )
     check_plan(sharding_plan, config.feature_schema)
     return sharding_plan
@@ -113,6 +121,16 @@ def table_collection(ranker: Ranker) -> EmbeddingBagCollection:
     tables = ranker.embeddings.embedding_bags
     assert isinstance(tables, EmbeddingBagCollection)
     return tables
+
+
+def token_mesh(ranks: Ranks, token_ranks: int, timeout_seconds: float) -> DeviceMesh:
+    """Neighbouring ranks share the tokens, so that a group lies on one node. Collective.
+
+    init_device_mesh would make groups that wait for torch's half hour, whatever the job's limit is.
+    """
+    grid, timeout = torch.arange(ranks.world_size).view(-1, token_ranks), timedelta(seconds=timeout_seconds)
+    groups = [dist.new_subgroups_by_enumeration(lines.tolist(), timeout=timeout)[0] for lines in (grid.T, grid)]
+    return DeviceMesh.from_group(groups, ranks.device.type, mesh=grid, mesh_dim_names=("replica", "token"))
 
 
 def build(config: Config, ranks: Ranks, cluster: Cluster, total_steps: int) -> Build:
@@ -134,7 +152,13 @@ def build(config: Config, ranks: Ranks, cluster: Cluster, total_steps: int) -> B
     flops = head.flops_per_example()
     # Initialised here, not by DistributedModelParallel, which draws numbers for the tables that depend on the plan.
     torch.manual_seed(config.train.seed)
-    head.to_empty(device=ranks.device).reset_parameters()
+    token_ranks = token_group(config, ranks.world_size, ranks.local_world_size)
+    mesh = token_mesh(ranks, token_ranks, config.run.timeout_seconds) if token_ranks > 1 else None
+    sharded = shard_tokens(ranker, mesh, EXCHANGE[config.parallel.exchange]) if mesh else []
+    if not mesh:
+        head.to_empty(device=ranks.device).reset_parameters()
+        if isinstance(head, RankMixer) and head.routers is not None:
+            head.routers.batch_index = ranks.rank
     if config.model.compile:
         head.compile()
     group = dist.group.WORLD
@@ -146,6 +170,7 @@ def build(config: Config, ranks: Ranks, cluster: Cluster, total_steps: int) -> B
         device=ranks.device,
         plan=sharding_plan,
         sharders=[Sharder()],
+        data_parallel_wrapper=DefaultDataParallelWrapper(params_to_ignore=sharded),
     )
     initialise_tables(model, config.train.seed, config.plan.init_scale)
     optimizer = RankerOptimizer(
@@ -155,6 +180,7 @@ def build(config: Config, ranks: Ranks, cluster: Cluster, total_steps: int) -> B
         total_steps,
         config.optimizer.clip_norm,
         after_step=partial(head.adapt_penalty, dist.all_reduce) if isinstance(head, RankMixer) else None,
+        token_group=mesh.get_group("token") if mesh else None,
     )
     shards = plan_shards(sharding_plan, collection)
     return Build(model, optimizer, head, shards, dense_parameters, flops)

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_v
 from torch import nn
 
 from embeddings.kinds import DTYPES, KERNELS, SHARDINGS
-from launch.model_config import ModelConfig, check_tokens, check_torchrec
+from launch.model_config import ModelConfig, ParallelConfig, check_tokens, check_torchrec
 from pipeline.features import Strict, read_text
 from pipeline.schema import Schema, explain
 
@@ -133,6 +133,7 @@ class Config(Strict):
     model: ModelConfig = ModelConfig()
     optimizer: OptimizerConfig = Field(OptimizerConfig(), description=f"or the name of one: {', '.join(OPTIMIZERS)}")
     plan: PlanConfig = PlanConfig()
+    parallel: ParallelConfig = ParallelConfig()
     train: TrainConfig = TrainConfig()
     metrics: MetricsConfig = MetricsConfig()
     run: RunConfig = RunConfig()
@@ -225,12 +226,23 @@ def json_schema() -> str:
     return json.dumps(schema, indent=2)
 
 
-def check_world(config: Config, world_size: int) -> None:
+def token_group(config: Config, world_size: int, local_world_size: int) -> int:
+    """P, how many ranks share the tokens of the head.
+
+    Raises:
+        ValueError: `parallel.token_group` fits neither the model nor the ranks; says what does.
+    """
+    is_muon = config.optimizer.dense.kind == "muon"
+    return config.parallel.ranks_of_a_group(config.model, is_muon, world_size, local_world_size)
+
+
+def check_world(config: Config, world_size: int, local_world_size: int | None = None) -> None:
     """Refuse a world size that does not fit, with the sizes that do.
 
     Raises:
-        ValueError: a global batch size does not divide by `world_size`.
+        ValueError: a global batch size does not divide by `world_size`, or the ranks into token groups.
     """
+    token_group(config, world_size, local_world_size or world_size)
     for key in ("batch_size", "evaluate_batch_size"):
         size = getattr(config.data, key)
         if size % world_size:

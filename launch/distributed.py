@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from embeddings.sharding import Cluster
-from launch.config import PlanConfig
+from launch.config import Config, PlanConfig, check_world
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,16 @@ def world_from_environment() -> tuple[int, int, int, int]:
         for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
     )
     return rank, world_size, local_rank, local_world_size
+
+
+def check_world_here(config: Config) -> None:
+    """Does the configuration fit the job's ranks, of which no process group need exist?
+
+    Raises:
+        ValueError: no; says what does.
+    """
+    _, world_size, _, local_world_size = world_from_environment()
+    check_world(config, world_size, local_world_size)
 
 
 @contextmanager

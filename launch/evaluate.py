@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from launch.build import Build, build
-from launch.config import Config, check_world
-from launch.distributed import Ranks, cluster_here, process_group
+from launch.config import Config
+from launch.distributed import Ranks, check_world_here, cluster_here, process_group
 from launch.job import evaluate, outputs, pass_reader, restore
 from launch.parts import ParquetParts
 from launch.paths import checkpoints_of, choose_checkpoint, evaluation_paths
@@ -18,6 +18,7 @@ from launch.report import print_result
 def evaluate_checkpoint(config: Config, checkpoint: str) -> None:
     """Print the metrics of a checkpoint on data.test, or data.evaluate, as one JSON line."""
     paths = evaluation_paths(config)
+    check_world_here(config)
     with process_group(config.run.timeout_seconds, config.model.tf32) as ranks:
         built, name = _restored(config, ranks, checkpoint)
         metrics = evaluate(config, built, ranks, paths).metrics
@@ -32,6 +33,7 @@ def predict(config: Config, checkpoint: str, data: str, out: str, keys: Sequence
     taken = sorted(set(keys) & set(names))
     if taken:
         raise ValueError(f"--keys names {taken}, which are columns of the output; leave them out")
+    check_world_here(config)
     with process_group(config.run.timeout_seconds, config.model.tf32) as ranks:
         reader = pass_reader(config, ranks, data, keys=keys, labels=False)
         built, name = _restored(config, ranks, checkpoint)
@@ -48,7 +50,6 @@ def predict(config: Config, checkpoint: str, data: str, out: str, keys: Sequence
 
 
 def _restored(config: Config, ranks: Ranks, checkpoint: str) -> tuple[Build, str]:
-    check_world(config, ranks.world_size)
     checkpoints = checkpoints_of(config)
     name = choose_checkpoint(checkpoints, checkpoint)
     built = build(config, ranks, cluster_here(ranks, config.plan), total_steps=1)

@@ -17,6 +17,7 @@ def layer_statistics(model: nn.Module) -> dict[str, str]:
 
     >>> from rankmixer_head import RankMixer, RankMixerConfig
     >>> model = nn.ModuleDict({"head": RankMixer(RankMixerConfig.preset("tiny", layers=1), [16], num_tasks=1)})
+    >>> _ = model.requires_grad_(False)
     >>> model["head"].blocks[0].ffn.up_TDM[3, 0, :2] = torch.nan
     >>> list(layer_statistics(model).items())[1:3]
     [('head.blocks.0.mixing_norm', 'up to 1'), ('head.blocks.0.ffn', '2 of 66,816 not finite')]

@@ -1,5 +1,6 @@
-"""The section `model` of a configuration: the dense part, ours or one of torchrec's."""
+"""The sections `model` and `parallel` of a configuration: the dense part, and which ranks hold it."""
 
+import math
 from typing import Literal, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -8,6 +9,7 @@ from pipeline.features import Strict
 from pipeline.schema import Schema
 from rankmixer_head.config import (
     PRESETS,
+    READS_ALL_TOKENS,
     Ablation,
     BlockKind,
     Initialisation,
@@ -15,6 +17,7 @@ from rankmixer_head.config import (
     RankMixerConfig,
     Routing,
     TokenizerKind,
+    check_token_group,
 )
 
 
@@ -85,6 +88,47 @@ class ModelConfig(Strict):
         elif not self.hidden:
             raise ValueError(f"hidden must hold at least one width with arch {self.arch}, found []")
         return self
+
+
+class ParallelConfig(Strict):
+    """How ranks share the head."""
+
+    token_group: PositiveInt | Literal["auto"] = Field(
+        1, description="ranks that share the tokens; auto: as many of a node as divide them; 1: each rank has the head"
+    )
+    exchange: Literal["fp32", "bf16"] = Field("fp32", description="what a token group's ranks send each other")
+
+    def ranks_of_a_group(self, model: ModelConfig, is_muon: bool, world_size: int, local_world_size: int) -> int:
+        """P, of W ranks in all.
+
+        Raises:
+            ValueError: `token_group` fits neither the model nor the ranks; says what does.
+        """
+        asked = self.token_group
+        if not model.is_ours or asked == 1:
+            if asked not in (1, "auto"):
+                raise ValueError(f"parallel.token_group is {asked}, but model.arch = {model.arch} has no tokens; use 1")
+            return 1
+        head = model.head()
+        if asked == "auto":
+            can_share = head.ablation not in READS_ALL_TOKENS and not is_muon
+            return math.gcd(head.tokens, local_world_size) if can_share else 1
+        try:
+            check_token_group(head, asked)
+        except ValueError as error:
+            raise ValueError(f"parallel.token_group is {asked}: {error}") from None
+        if is_muon:
+            raise ValueError(
+                f"parallel.token_group is {asked} and optimizer.dense.kind is muon, which wants whole weights; use "
+                "parallel.token_group=1, or adamw"
+            )
+        if world_size % asked:
+            fitting = [size for size in range(1, world_size + 1) if world_size % size == 0 and head.tokens % size == 0]
+            raise ValueError(
+                f"parallel.token_group is {asked}, into groups of which {world_size} ranks cannot be divided; use one "
+                f"of {fitting}, or a multiple of {asked} ranks"
+            )
+        return asked
 
 
 def check_tokens(model: ModelConfig, schema: Schema) -> None:

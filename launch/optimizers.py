@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torchrec.optim
 from torch import nn
 from torch.distributed.optim import (
     _apply_optimizer_in_backward as apply_optimizer_in_backward,  # torchrec's wrapper of it is deprecated
 )
+from torch.distributed.tensor import DTensor
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 
 from launch.config import DenseOptimizerConfig, ScheduleConfig, SparseOptimizerConfig
@@ -57,17 +59,39 @@ def dense_optimizer(params: Mapping[str, nn.Parameter], config: DenseOptimizerCo
         "adagrad": lambda ps: torch.optim.Adagrad(ps, lr=lr, weight_decay=decay),
         "muon": lambda ps: StackedMuon(ps, lr=lr, weight_decay=decay),
     }
-    if config.kind != "muon":
-        return KeyedOptimizerWrapper(params, factories[config.kind])
+    is_muon = config.kind == "muon"
+    # torch's fast paths take no mixture of plain tensors and the DTensors of a token group.
     is_outer = re.compile(r"bias|router|\bheads\.")
-    matrices = {name: param for name, param in params.items() if param.ndim > 2 and not is_outer.search(name)}
-    rest = {name: param for name, param in params.items() if name not in matrices}
-    return CombinedOptimizer(
-        [
-            ("", KeyedOptimizerWrapper(matrices, factories["muon"])),
-            ("", KeyedOptimizerWrapper(rest, factories["adamw"])),
-        ]
-    )
+    is_apart = {
+        name: param.ndim > 2 and not is_outer.search(name) if is_muon else isinstance(param, DTensor)
+        for name, param in params.items()
+    }
+    apart = {name: param for name, param in params.items() if is_apart[name]}
+    rest = {name: param for name, param in params.items() if not is_apart[name]}
+    kinds = (apart, config.kind), (rest, "adamw" if is_muon else config.kind)
+    return CombinedOptimizer([("", KeyedOptimizerWrapper(some, factories[kind])) for some, kind in kinds if some])
+
+
+def clip_(params: Sequence[nn.Parameter], max_norm: float, group: dist.ProcessGroup | None) -> torch.Tensor:
+    """Scale all gradients so that their norm, all shards together, is at most `max_norm`; return what it was.
+
+    Args:
+        params: plain ones, equal on all ranks, and DTensors, each with one shard on every rank of `group`.
+        max_norm: bound.
+        group: a token group; None: there are no DTensors.
+    """
+    if group is None:
+        return torch.nn.utils.clip_grad_norm_(params, max_norm)
+    grads = [param.grad for param in params if param.grad is not None]
+    shards = [grad.to_local() for grad in grads if isinstance(grad, DTensor)]
+    whole = [grad for grad in grads if not isinstance(grad, DTensor)]
+    square = torch.nn.utils.get_total_norm(shards).square()
+    dist.all_reduce(square, group=group)
+    norm = (square + torch.nn.utils.get_total_norm(whole).square()).sqrt()
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as clip_grad_norm_
+    for grad in (*shards, *whole):
+        grad.mul_(factor)
+    return norm
 
 
 def schedule_factor(config: ScheduleConfig, step: int, total_steps: int) -> float:
@@ -98,6 +122,7 @@ class RankerOptimizer(CombinedOptimizer):
         total_steps: steps of the whole run, the end of the decay.
         clip_norm: bound on the global norm of the dense gradients; None: not clipped, and the norm is not computed.
         after_step: called when a step has been taken; None: nothing.
+        token_group: the ranks that share the dense part's DTensors; None: it has none.
     """
 
     def __init__(
@@ -108,11 +133,13 @@ class RankerOptimizer(CombinedOptimizer):
         total_steps: int,
         clip_norm: float | None,
         after_step: Callable[[], None] | None = None,
+        token_group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__([("", fused), ("", dense)])
         self.dense = dense
         self.clip_norm = clip_norm
         self._after_step = after_step
+        self._token_group = token_group
         self.grad_norm: torch.Tensor | None = None
         self._schedule, self._total_steps = schedule, total_steps
         self._base_lrs = [float(group["lr"]) for group in self.param_groups]
@@ -132,7 +159,7 @@ class RankerOptimizer(CombinedOptimizer):
     def step(self, closure: Any = None) -> None:
         """Clip, then update the dense part; the tables have updated themselves."""
         if self.clip_norm is not None:
-            self.grad_norm = torch.nn.utils.clip_grad_norm_(list(self.dense.params.values()), self.clip_norm)
+            self.grad_norm = clip_(list(self.dense.params.values()), self.clip_norm, self._token_group)
         super().step(closure)
         if self._after_step:
             self._after_step()

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from embeddings.sharding import Cluster, Shard, plan_shards
 from launch.build import build_ranker, head_bytes, plan, table_collection
-from launch.config import Config, SparseOptimizerConfig, check_world
+from launch.config import Config, SparseOptimizerConfig, check_world, token_group
 from launch.torchrec_models import TorchrecModel
 from rankmixer_head import RankMixer
 
@@ -19,17 +19,19 @@ def show_plan(config: Config, cluster: Cluster) -> None:
     """Print the shards of every table, and the memory of every rank.
 
     Counted are weights and optimizer states of the tables, and five fp32 copies of the head (weights, gradients, two
-    optimizer states, DDP's buckets); not counted are activations, batches and communication buffers.
+    optimizer states, DDP's buckets; no buckets for what a token group shares); not counted are activations, batches and
+    communication buffers.
 
     Raises:
         ValueError: the batch does not divide by the ranks, or no plan fits their memory.
     """
-    check_world(config, cluster.world_size)
+    check_world(config, cluster.world_size, cluster.local_world_size)
+    token_ranks = token_group(config, cluster.world_size, cluster.local_world_size)
     ranker = build_ranker(config, torch.device(cluster.device))
     shards = plan_shards(plan(config, ranker, cluster), table_collection(ranker))
     console = Console(width=None if Console().is_terminal else 120)
     console.print(_shards(shards))
-    console.print(_ranks(config, cluster, shards, head_bytes(ranker)))
+    console.print(_ranks(config, cluster, shards, head_bytes(ranker, token_ranks)))
     head_parameters = sum(parameter.numel() for parameter in ranker.head.parameters())
     table_parameters = sum(table.rows * table.dim for table in config.feature_schema.tables.values())
     console.print(

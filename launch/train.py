@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from launch.build import Build, build
-from launch.config import Config, check_world, dump_config
-from launch.distributed import Ranks, cluster_here, process_group
+from launch.config import Config, dump_config
+from launch.distributed import Ranks, check_world_here, cluster_here, process_group
 from launch.health import are_finite, layer_statistics
 from launch.job import evaluate, random_state, restore, training_reader
 from launch.paths import checkpoints_of
@@ -29,8 +29,8 @@ LOWER_IS_BETTER = ("logloss", "ne")
 
 def train(config: Config) -> None:
     """Train, evaluate, save; resume if the run directory holds a checkpoint. Prints one JSON line at the end."""
+    check_world_here(config)
     with process_group(config.run.timeout_seconds, config.model.tf32) as ranks:
-        check_world(config, ranks.world_size)
         result = Training(config, ranks).run()
         if ranks.is_first:
             print_result(result)

@@ -3,6 +3,8 @@
 Each has the place of token mixing, X -> what the first LayerNorm reads, or of the per-token FFN.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -23,8 +25,12 @@ class WithoutMixing(nn.Module):
 class MixingWithoutSkip(nn.Module):
     """`Mix(X)` alone."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix: Callable[[Tensor], Tensor] = mix_tokens
+
     def forward(self, x_TBD: Float[Tensor, "T B D"]) -> Float[Tensor, "T B D"]:
-        return mix_tokens(x_TBD)
+        return self.mix(x_TBD)
 
 
 class AllConcatMixing(nn.Module):

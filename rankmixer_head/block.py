@@ -1,5 +1,7 @@
 """The blocks: RankMixer's, and that of its successor."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -65,6 +67,7 @@ class TokenMixerLargeBlock(nn.Module):
 
     def __init__(self, config: RankMixerConfig, device: torch.device | str | None = None) -> None:
         super().__init__()
+        self.mix: Callable[[Tensor], Tensor] = mix_tokens
         self.mixed_norm = nn.RMSNorm(config.width, device=device)
         self.mixed_swiglu = PerTokenSwiGLU(config.tokens, config.width, config.hidden, device)
         self.token_norm = nn.RMSNorm(config.width, device=device)
@@ -72,7 +75,7 @@ class TokenMixerLargeBlock(nn.Module):
 
     def forward(self, x_TBD: Float[Tensor, "T B D"], examples: Examples | None = None) -> Float[Tensor, "T B D"]:
         """`examples` is not used: the block is dense."""
-        x_TBD = x_TBD + mix_tokens(self.mixed_swiglu(self.mixed_norm(mix_tokens(x_TBD))))
+        x_TBD = x_TBD + self.mix(self.mixed_swiglu(self.mixed_norm(self.mix(x_TBD))))
         return x_TBD + self.token_swiglu(self.token_norm(x_TBD))
 
 

@@ -12,6 +12,7 @@ Ablation = Literal[
     "none", "no_skip", "no_mixing", "no_layer_norm", "shared_ffn", "all_concat", "all_share", "self_attention"
 ]
 REPLACES_MIXING = ("no_skip", "no_mixing", "all_concat", "all_share", "self_attention")
+READS_ALL_TOKENS = ("all_concat", "all_share", "self_attention")
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,31 @@ valid widths: 96, 112
         if name not in PRESETS:
             raise ValueError(_unknown("preset", name, tuple(PRESETS)))
         return replace(PRESETS[name], **overrides)
+
+
+def check_token_group(config: RankMixerConfig, ranks: int) -> None:
+    """Can the tokens be shared among so many ranks?
+
+    Raises:
+        ValueError: no; says what can.
+
+    >>> check_token_group(RankMixerConfig.preset("tiny"), 3)
+    Traceback (most recent call last):
+    ...
+    ValueError: tokens = 8 cannot be shared evenly among the 3 ranks of a token group; groups of 1, 2, 4, 8 can share \
+them
+    """
+    if config.tokens % ranks:
+        fitting = ", ".join(str(n) for n in range(1, config.tokens + 1) if config.tokens % n == 0)
+        raise ValueError(
+            f"tokens = {config.tokens} cannot be shared evenly among the {ranks} ranks of a token group; groups of "
+            f"{fitting} can share them"
+        )
+    if ranks > 1 and config.ablation in READS_ALL_TOKENS:
+        raise ValueError(
+            f"ablation = {config.ablation} reads all tokens at once, which no exchange of slices gives to the {ranks} "
+            "ranks of a token group; use a group of 1 rank"
+        )
 
 
 CHOICES: dict[str, tuple[str, ...]] = {

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from rankmixer_head.ablations import AllConcatMixing, AllShareFFN, SelfAttentionMixing, SharedFFN
+from rankmixer_head.ablations import AllConcatMixing, SelfAttentionMixing, SharedFFN
 from rankmixer_head.heads import PerTaskAffine
 from rankmixer_head.moe import PerTokenMoE
 from rankmixer_head.per_token_ffn import PerTokenFFN, PerTokenSwiGLU
@@ -13,17 +13,18 @@ from rankmixer_head.tokenizer import Tokenizer
 
 # Multiplications for one example. Mostly every weight of a map meets one value.
 PRODUCTS: dict[type[nn.Module], Callable[[Any], int]] = {
-    Tokenizer: lambda tokenizer: tokenizer.tokens_ID.numel(),
-    PerTokenFFN: lambda ffn: ffn.up_TDM.numel() + ffn.down_TMD.numel(),
-    PerTokenSwiGLU: lambda ffn: ffn.gate_TDM.numel() + ffn.up_TDM.numel() + ffn.small_down_TMD.numel(),
-    PerTokenMoE: lambda moe: moe.router_TDE.numel() + moe.down_bias_TED.numel(),  # and the experts that are open
-    SharedFFN: lambda ffn: ffn.tokens * (ffn.up_TDM.numel() + ffn.down_TMD.numel()),
-    AllShareFFN: lambda ffn: ffn.up_TDM.numel() + ffn.down_TMD.numel(),
-    AllConcatMixing: lambda mlp: mlp.up_IM.numel() + mlp.down_MO.numel(),
+    Tokenizer: lambda tokenizer: (
+        (sum(tokenizer.widths) + tokenizer.has_global * tokenizer.in_width) * tokenizer.tokens_bias_TD.shape[1]
+    ),
+    PerTokenFFN: lambda ffn: _sizes(ffn, "up_TDM", "down_TMD"),
+    PerTokenSwiGLU: lambda ffn: _sizes(ffn, "gate_TDM", "up_TDM", "small_down_TMD"),
+    PerTokenMoE: lambda moe: _sizes(moe, "router_TDE", "down_bias_TED"),  # and the experts that are open
+    SharedFFN: lambda ffn: ffn.tokens * _sizes(ffn, "up_TDM", "down_TMD"),
+    AllConcatMixing: lambda mlp: _sizes(mlp, "up_IM", "down_MO"),
     SelfAttentionMixing: lambda attention: (
         4 * attention.tokens * attention.out_DD.numel() + 2 * attention.tokens**2 * len(attention.out_DD)
     ),
-    PerTaskAffine: lambda affine: affine.weight_KIO.numel(),
+    PerTaskAffine: lambda affine: _sizes(affine, "weight_KIO"),
 }
 
 
@@ -37,8 +38,17 @@ def flops_per_example(head: nn.Module, active_ratio: float | None = None) -> int
     >>> flops_per_example(PerTokenFFN(tokens=4, width=12, hidden=36))
     6912
     """
-    products = sum(PRODUCTS[type(module)](module) for module in head.modules() if type(module) in PRODUCTS)
+    products = 0
+    for module in head.modules():
+        kinds = [kind for kind in type(module).__mro__ if kind in PRODUCTS]
+        products += PRODUCTS[kinds[0]](module) if kinds else 0
     for moe in (module for module in head.modules() if isinstance(module, PerTokenMoE)):
         ratio = moe.config.active_ratio if active_ratio is None else active_ratio
-        products += round(ratio * (moe.up_TEMD.numel() + moe.down_TEMD.numel()))
+        products += round(ratio * _sizes(moe, "up_TEMD", "down_TEMD"))
     return 2 * products
+
+
+def _sizes(module: nn.Module, *names: str) -> int:
+    """Values of the parameters, all shards together."""
+    parameters = dict(module.named_parameters(recurse=False))
+    return sum(parameters[name].numel() for name in names)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from rankmixer_head.config import Initialisation
 
 # A number is the value of all entries. "maps" are affine maps, one or a stack, each (in, out); "transposed maps" are
-# each (out, in); "small maps" start at a hundredth.
+# each (out, in); "small maps" start at a hundredth; "padded maps" lie under each other, zeros after each.
 INITIAL: dict[str, float | str] = {
-    "tokens_ID": "maps",  # Tokenizer: the rows of a token are one map
+    "tokens_ID": "padded maps",  # Tokenizer
+    "global_ID": "maps",
     "tokens_bias_TD": 0.0,
     "up_TDM": "maps",  # PerTokenFFN, also shared by the tokens: one map a token
     "up_bias_TM": 0.0,
@@ -60,31 +61,38 @@ def initialise(module: nn.Module, scheme: Initialisation = "fan_in") -> None:
         LookupError: a parameter or buffer is not in the table.
     """
     for owner in module.modules():
-        for name, tensor in (*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False)):
+        for name, _ in (*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False)):
             if name not in INITIAL:
                 raise LookupError(f"{type(owner).__name__}.{name} has no rule in rankmixer_head/initialise.py: add one")
-            rule = INITIAL[name]
+            rule, tensor = INITIAL[name], getattr(owner, name)  # as the owner sees it: its own tokens
             if tensor.is_meta:
                 continue
             if isinstance(rule, float):
                 tensor.fill_(rule)
             else:
-                maps = _maps(owner, tensor)
-                _uniform([weight.mT for weight in maps] if rule == "transposed maps" else maps, scheme)
+                maps, first = _maps(owner, tensor, rule)
+                _uniform([weight.mT for weight in maps] if rule == "transposed maps" else maps, first, scheme)
                 if rule == "small maps":
                     tensor.mul_(0.01)
 
 
-def _maps(owner: nn.Module, stack: Tensor) -> Sequence[Tensor]:
-    if stack.dim() > 2:
-        return stack.flatten(0, -3).unbind()
-    return stack.split(cast(list[int], owner.widths)) if hasattr(owner, "widths") else [stack]
+def _maps(owner: Any, tensor: Tensor, rule: str) -> tuple[Sequence[Tensor], int]:
+    """The maps of which `tensor` is made, and the number of the first of them among all tokens'."""
+    if rule == "padded maps":
+        tensor.zero_()
+        stack_TID = tensor.unflatten(0, (-1, owner.rows))
+        widths = owner.widths[owner.first_token : owner.first_token + len(stack_TID)]
+        return [map_ID[:width] for map_ID, width in zip(stack_TID, widths, strict=True)], owner.first_token
+    maps = tensor.flatten(0, -3).unbind() if tensor.dim() > 2 else [tensor]
+    return maps, getattr(owner, "first_token", 0) * (len(maps) // len(tensor))
 
 
-def _uniform(maps: Sequence[Tensor], scheme: Initialisation) -> None:
+def _uniform(maps: Sequence[Tensor], first: int, scheme: Initialisation) -> None:
     seed = int(torch.randint(2**62, (), device="cpu"))
     generator = torch.Generator(maps[0].device)
-    for index, weight_IO in enumerate(maps):
+    for index, weight_IO in enumerate(maps, first):
         fan_in, fan_out = weight_IO.shape
+        if not fan_in:
+            continue
         bound = 1 / math.sqrt(fan_in) if scheme == "fan_in" else math.sqrt(6 / (fan_in + fan_out))
         weight_IO.uniform_(-bound, bound, generator=generator.manual_seed(seed + index))

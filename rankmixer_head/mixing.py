@@ -1,5 +1,7 @@
 """Token mixing: the tokens exchange slices."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -34,8 +36,12 @@ class Mixing(nn.Module):
     [[[22.0, 33.0]], [[33.0, 44.0]]]
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix_and_add: Callable[[Tensor], Tensor] = mix_and_add
+
     def forward(self, x_TBD: Float[Tensor, "T B D"]) -> Float[Tensor, "T B D"]:
-        return mix_and_add(x_TBD)
+        return self.mix_and_add(x_TBD)
 
 
 class GainedMixing(nn.Module):
@@ -55,6 +61,7 @@ class GainedMixing(nn.Module):
 
     def __init__(self, width: int, device: torch.device | str | None = None) -> None:
         super().__init__()
+        self.mix: Callable[[Tensor], Tensor] = mix_tokens
         self.gain_D = nn.Parameter(torch.empty(width, device=device))
         self.reset_parameters()
 
@@ -63,7 +70,7 @@ class GainedMixing(nn.Module):
         initialise(self)
 
     def forward(self, x_TBD: Float[Tensor, "T B D"]) -> Float[Tensor, "T B D"]:
-        return torch.addcmul(x_TBD, mix_tokens(x_TBD), self.gain_D)
+        return torch.addcmul(x_TBD, self.mix(x_TBD), self.gain_D)
 
 
 def _slices(x_TBD: Tensor) -> Tensor:

@@ -71,20 +71,30 @@ class RankMixer(nn.Module):
             x_BI: the input.
             weight_B: weight of each example in the loss, 0 for padding; only a Sparse-MoE uses it. Default: 1/B.
         """
-        x_TBD = self.tokenizer(x_BI)
+        if self.routers is None:
+            weight_B = None
+        elif weight_B is None:
+            weight_B = torch.full((len(x_BI),), 1 / len(x_BI), device=x_BI.device)
+        x_TBD, weight_B = self.enter(x_BI, weight_B)
         examples = None
-        if self.routers is not None:
+        if self.routers is not None and weight_B is not None:
             if self.training and self.routers.has_two_paths:
                 x_TBD = torch.cat([x_TBD, x_TBD], dim=1)
-            if weight_B is None:
-                weight_B = torch.full((len(x_BI),), 1 / len(x_BI), device=x_BI.device)
             examples = self.routers.examples(weight_B)
         for block in self.blocks:
             if self.config.recompute and torch.is_grad_enabled():
                 x_TBD = checkpoint(block, x_TBD, examples, use_reentrant=False)
             else:
                 x_TBD = block(x_TBD, examples)
-        return self.heads(self.norm(x_TBD).mean(0))
+        return self.heads(self.leave(self.norm(x_TBD), len(x_BI)))
+
+    def enter(self, x_BI: Tensor, weight_B: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The tokens that this process holds, and the weights of their examples. Token parallelism has its own."""
+        return self.tokenizer(x_BI), weight_B
+
+    def leave(self, x_TBD: Tensor, batch_size: int) -> Tensor:
+        """The mean over all tokens, for the examples of this process. Token parallelism has its own."""
+        return x_TBD.mean(0)
 
     @property
     def moes(self) -> list[PerTokenMoE]:

@@ -39,7 +39,9 @@ class PerTokenMoE(nn.Module):
     (arXiv 2412.14711).
 
     Buffers: `load_TE`, share of the examples for which each expert is open, smoothed over steps and equal on all ranks;
-    `open_TE` and `seen`, how many of the examples of the last forward each was open for, of how many.
+    `open_TE` and `seen`, how many of the examples of the last forward each was open for, of how many. Where a process
+    holds some of the tokens, they are still for all T: `open_TE` is zero for the others, and `seen` its share, so that
+    sums over the ranks mean the same.
 
     Args:
         tokens: T.
@@ -62,6 +64,7 @@ class PerTokenMoE(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.first_token = 0  # of those whose experts this process holds
         T, D, M, E = tokens, width, hidden, config.experts
         self.router_TDE = nn.Parameter(torch.empty(T, D, E, device=device))
         self.router_bias_TE = nn.Parameter(torch.empty(T, E, device=device))
@@ -103,7 +106,7 @@ class PerTokenMoE(nn.Module):
             _, imitating_TBE = self._gates(detached_TBD, self.router_TDE, self.router_bias_TE)
             served_TBD = all_experts(detached_TBD, imitating_TBE, *frozen)
             penalty = penalty + imitation_loss(served_TBD, v_TBD.detach(), examples.weight_B)
-        return _AddToLoss.apply(v_TBD, penalty)
+        return _AddToLoss.apply(v_TBD, penalty * self._share_of_tokens)
 
     def _gates(self, s_TBD: Tensor, router_TDE: Tensor, bias_TE: Tensor) -> tuple[Tensor, Tensor]:
         """(what the penalty presses, gates), in float32 or better."""
@@ -120,11 +123,19 @@ class PerTokenMoE(nn.Module):
 
     @torch.no_grad()
     def _count(self, gates_TBE: Tensor, counted_B: Tensor) -> None:
-        self.open_TE.copy_(((gates_TBE > 0) * counted_B.unsqueeze(1)).sum(1))
-        self.seen.copy_(counted_B.sum())
+        self.own(self.open_TE).copy_(((gates_TBE > 0) * counted_B.unsqueeze(1)).sum(1))
+        self.seen.copy_(counted_B.sum() * self._share_of_tokens)
+
+    def own(self, x_TE: Tensor) -> Tensor:
+        """The rows of the tokens whose experts this process holds."""
+        return x_TE.narrow(0, self.first_token, len(self.router_bias_TE))
+
+    @property
+    def _share_of_tokens(self) -> float:
+        return len(self.router_bias_TE) / len(self.load_TE)
 
     def _penalty(self, pressed_TBE: Tensor, examples: Examples) -> Tensor:
-        u_TE = self.load_TE / self.load_TE.mean().clamp(min=1e-12)
+        u_TE = self.own(self.load_TE / self.load_TE.mean().clamp(min=1e-12))
         return examples.penalty_B @ (pressed_TBE * u_TE.unsqueeze(1)).sum(2).mean(0)
 
     def _serve(self, s_TBD: Tensor, gates_TBE: Tensor) -> Tensor:

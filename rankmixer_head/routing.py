@@ -33,6 +33,7 @@ class Routers(nn.Module):
     def __init__(self, config: MoEConfig, device: torch.device | str | None = None) -> None:
         super().__init__()
         self.config = config
+        self.batch_index = 0  # of the batch of this process among those that make the global batch
         self.register_buffer("log_penalty", torch.empty((), device=device))
         self.register_buffer("excess", torch.empty((), device=device))
         self.reset_parameters()
@@ -56,14 +57,16 @@ class Routers(nn.Module):
     def examples(self, weight_B: Tensor) -> Examples:
         """What the layers must know of a batch whose examples weigh `weight_B` in the loss.
 
-        In training with `dtsi` that is the batch twice, with `dtsi_split` every second example serves.
+        In training with `dtsi` that is the batch twice, with `dtsi_split` every second example of the global
+        batch serves.
         """
         serves_B, share = None, 1.0
         if self.training and self.has_two_paths:
             serves_B = torch.arange(2 * len(weight_B), device=weight_B.device) >= len(weight_B)
             weight_B = torch.cat([weight_B, weight_B])
         elif self.training and self.config.routing == "dtsi_split":
-            serves_B, share = torch.arange(len(weight_B), device=weight_B.device) % 2 == 0, 0.5
+            first = self.batch_index * len(weight_B)
+            serves_B, share = torch.arange(first, first + len(weight_B), device=weight_B.device) % 2 == 0, 0.5
         served_B = weight_B if serves_B is None else weight_B * serves_B
         return Examples(weight_B, served_B * (self.penalty / share), (served_B > 0).to(weight_B.dtype), serves_B)
 
@@ -82,7 +85,8 @@ class Routers(nn.Module):
         for moe, share_TE in zip(moes, share_LTE, strict=True):
             moe.load_TE.lerp_(share_TE, is_news * (1 - LOAD_DECAY))
             # A ReLU that no example opens has no gradient either: nothing else would bring such an expert back.
-            moe.router_bias_TE.add_((moe.load_TE < RARE * self.config.active_ratio) * (is_news * REVIVAL))
+            is_rare_TE = moe.own(moe.load_TE < RARE * self.config.active_ratio)
+            moe.router_bias_TE.add_(is_rare_TE * (is_news * REVIVAL))
         ratio = torch.stack([moe.load_TE for moe in moes]).mean()
         self.excess.copy_((ratio / self.config.active_ratio - 1).clamp(-1, 1))
         self.log_penalty.add_(INTEGRAL * is_news * self.excess).clamp_(-10, 14)

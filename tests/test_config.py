@@ -5,7 +5,7 @@ import jsonschema
 import pytest
 import yaml
 
-from launch.config import Config, check_world, dump_config, json_schema, load_config
+from launch.config import Config, check_world, dump_config, json_schema, load_config, token_group
 
 TREE = {
     "feature_schema": {
@@ -76,6 +76,30 @@ def test_a_world_that_does_not_divide_the_batch_is_refused_with_sizes_that_do(tm
         match=r"data.batch_size is 12, which 5 ranks do not divide; use 10 or 15, or .*\[1, 2, 3, 4, 6, 12\]",
     ):
         check_world(config, 5)
+
+
+def test_a_token_group_fits_the_model_and_the_ranks_or_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, TREE)
+
+    def group(world_size: int, local_world_size: int, *overrides: str) -> int:
+        return token_group(load_config(path, overrides), world_size, local_world_size)
+
+    auto = "parallel.token_group=auto"
+    assert group(4, 4) == 1
+    assert [group(W, local, auto) for W, local in ((1, 1), (2, 2), (6, 3), (12, 6), (32, 16))] == [1, 2, 1, 2, 8]
+    for alone in ("model.ablation=all_concat", "model.arch=mlp", "optimizer.dense.kind=muon"):
+        assert group(8, 8, auto, alone) == 1
+    assert group(6, 3, "parallel.token_group=2") == 2
+    refused = {
+        ("parallel.token_group=3",): "parallel.token_group is 3: tokens = 8 cannot be shared evenly among the 3 ranks",
+        ("parallel.token_group=4",): r"4, into groups of which 6 ranks cannot be divided; use one of \[1, 2\], or a",
+        ("parallel.token_group=2", "model.arch=mlp"): "is 2, but model.arch = mlp has no tokens; use 1",
+        ("parallel.token_group=2", "model.ablation=all_share"): "2: ablation = all_share reads all tokens at once",
+        ("parallel.token_group=2", "optimizer.dense.kind=muon"): "optimizer.dense.kind is muon, which wants whole",
+    }
+    for overrides, text in refused.items():
+        with pytest.raises(ValueError, match=text):
+            group(6, 6, *overrides)
 
 
 def test_json_schema_lets_an_editor_check_a_file() -> None:

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimizer_in_backward
 from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
 from torchrec.datasets.utils import Batch
 from torchrec.distributed import DistributedModelParallel, TrainPipelineSparseDist
+from torchrec.distributed.model_parallel import DefaultDataParallelWrapper
 from torchrec.distributed.sharding_plan import column_wise, construct_module_sharding_plan, row_wise, table_wise
 from torchrec.distributed.types import ShardingPlan
 from torchrec.models.dlrm import DLRM, DLRM_DCN, DLRM_Projection, DLRMTrain
@@ -21,8 +23,10 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from rankmixer_head import ConcatenateEmbeddings, MoEConfig, RankMixer, RankMixerConfig
+from rankmixer_head.token_parallel import shard_tokens
 from tests.ranks import run_ranks
 from tests.test_sharding import gathered
+from tests.token_group import whole
 
 ROOT = Path(__file__).parents[1]
 B, D, NUMBERS = 12, 8, 3
@@ -108,7 +112,7 @@ def test_mixes_the_numbers_and_every_feature_in_the_order_of_the_tables(kind: ty
         assert parameter.grad.count_nonzero() > 0, name
 
 
-def sharded_step(rank: int, world_size: int, plan: str) -> dict[str, Any]:
+def sharded_step(rank: int, world_size: int, plan: str, token_ranks: int) -> dict[str, Any]:
     """Build on the meta device, shard, and take one step in torchrec's pipeline."""
     dlrm = dlrm_on("meta")
     tables = dlrm.sparse_arch.embedding_bag_collection
@@ -116,16 +120,19 @@ def sharded_step(rank: int, world_size: int, plan: str) -> dict[str, Any]:
     shards = construct_module_sharding_plan(tables, PLANS[plan], device_type="cpu")
     torch.manual_seed(rank)
     torch.use_deterministic_algorithms(True)  # fills new memory with NaN: what nobody initialises shows
+    module = DLRMTrain(dlrm)
+    mesh = init_device_mesh("cpu", (world_size // token_ranks, token_ranks), mesh_dim_names=("replica", "token"))
     model = DistributedModelParallel(
-        DLRMTrain(dlrm),
+        module,
         device=torch.device("cpu"),
         plan=ShardingPlan({"model.sparse_arch.embedding_bag_collection": shards}),
+        data_parallel_wrapper=DefaultDataParallelWrapper(params_to_ignore=shard_tokens(module, mesh)),
     )
     torch.use_deterministic_algorithms(False)
 
     def weights() -> dict[str, torch.Tensor]:
         state = model.state_dict()
-        return {name: gathered(value) if "embedding_bags" in name else value.clone() for name, value in state.items()}
+        return {name: gathered(value) if "embedding_bags" in name else whole(value) for name, value in state.items()}
 
     before = weights()
     local = B // world_size
@@ -153,9 +160,10 @@ def test_several_tasks() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("token_ranks", [1, 2])
 @pytest.mark.parametrize(("plan", "keys"), [("a", ["user", "city", "item", "seen"]), ("b", FEATURES)])
-def test_sharded_equals_unsharded(plan: str, keys: list[str], tmp_path: Path) -> None:
-    results = run_ranks(2, sharded_step, tmp_path, plan)
+def test_sharded_equals_unsharded(plan: str, keys: list[str], token_ranks: int, tmp_path: Path) -> None:
+    results = run_ranks(2, sharded_step, tmp_path, plan, token_ranks)
     before = results[0]["before"]
     assert all(weight.isfinite().all() for weight in before.values())
     assert before["model.over_arch.blocks.0.mixing_norm.weight"].eq(1).all()

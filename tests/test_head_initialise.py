@@ -84,7 +84,9 @@ def test_tokenizer_maps_have_the_fan_in_of_their_piece() -> None:
     torch.manual_seed(6)
     config = RankMixerConfig(tokens=4, width=1024, layers=1, expansion=1, tokenizer="per_group")
     tokenizer = RankMixer(config, in_widths=[64, 4, 16, 1], num_tasks=1).tokenizer
-    for weight_ID, fan_in in zip(tokenizer.tokens_ID.split([64, 4, 16, 1]), [64, 4, 16, 1], strict=True):
+    for rows_ID, fan_in in zip(tokenizer.tokens_ID.split(64), [64, 4, 16, 1], strict=True):
+        weight_ID = rows_ID[:fan_in]
+        assert rows_ID[fan_in:].count_nonzero() == 0
         assert 0.98 / math.sqrt(fan_in) < weight_ID.abs().max() <= 1 / math.sqrt(fan_in)
 
 

@@ -20,12 +20,11 @@ def assert_equals_naive(tokenizer: Tokenizer, pieces: list[list[int]]) -> None:
     inputs = [x_BI, *tokenizer.parameters()]
     x_TBD = tokenizer(x_BI)
 
-    naive, row = [], 0
+    naive = []
     for t, columns in enumerate(pieces):
         token_BD = tokenizer.tokens_bias_TD[t].expand(B, D)
         for index, column in enumerate(columns):
-            token_BD = token_BD + x_BI[:, column, None] * tokenizer.tokens_ID[row + index]
-        row += tokenizer.widths[t]
+            token_BD = token_BD + x_BI[:, column, None] * tokenizer.tokens_ID[t * tokenizer.rows + index]
         naive.append(token_BD)
     naive_TBD = torch.stack(naive)
 
@@ -52,8 +51,25 @@ def test_per_group_makes_one_token_of_each_group(in_widths: list[int]) -> None:
     ends = torch.tensor(in_widths).cumsum(0).tolist()
     pieces = [list(range(end - width, end)) for width, end in zip(in_widths, ends, strict=True)]
     tokenizer = Tokenizer(config("per_group"), in_widths)
-    assert tokenizer.tokens_ID.shape == (sum(in_widths), D)
+    assert tokenizer.tokens_ID.shape == (T * max(in_widths), D)
     assert_equals_naive(tokenizer, pieces)
+
+
+def test_a_global_token_is_made_of_the_whole_input() -> None:
+    torch.manual_seed(1)
+    kinds: list[tuple[TokenizerKind, list[int]]] = [("slices", [6, 6, 6]), ("per_group", [3, 8, 1])]
+    for kind, widths in kinds:
+        config = RankMixerConfig(T, D, layers=1, expansion=2, tokenizer=kind, global_token=True)
+        tokenizer = Tokenizer(config, widths)
+        torch.nn.init.normal_(tokenizer.tokens_bias_TD)
+        x_BI = torch.randn(B, sum(widths))
+        x_TBD = tokenizer(x_BI)
+        torch.testing.assert_close(x_TBD[0], x_BI @ tokenizer.global_ID + tokenizer.tokens_bias_TD[0])
+        maps_TID = tokenizer.tokens_ID.unflatten(0, (T, -1))
+        for t, piece_BI in enumerate(x_BI.split(widths, dim=1), 1):
+            expected_BD = piece_BI @ maps_TID[t, : widths[t - 1]] + tokenizer.tokens_bias_TD[t]
+            torch.testing.assert_close(x_TBD[t], expected_BD)
+        assert maps_TID[0].count_nonzero() == 0
 
 
 def test_per_group_refuses_another_number_of_groups() -> None:
