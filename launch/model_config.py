@@ -27,7 +27,7 @@ class MoESection(Strict):
     experts: PositiveInt = Field(4, description="E, experts of each token, each of the hidden width k*D")
     active_ratio: float = Field(0.25, gt=0, le=1, description="budget: share of the experts active in serving")
     routing: Routing = Field(
-        "dtsi_split", description="two routers (dtsi...), one (single), or softmax top-k with balance loss"
+        "dtsi", description="two routers (dtsi...), one (single), or softmax top-k with balance loss"
     )
     dense_above: float = Field(0.9, ge=0, le=1, description="activity above which evaluation computes all experts")
 

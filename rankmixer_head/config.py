@@ -36,7 +36,7 @@ class MoEConfig:
 
     experts: int
     active_ratio: float = 0.25
-    routing: Routing = "dtsi_split"
+    routing: Routing = "dtsi"
     dense_above: float = 0.9
 
     def __post_init__(self) -> None:

@@ -14,6 +14,8 @@ from rankmixer_head.moe import BALANCE_WEIGHT, Examples, PerTokenMoE
 START, LOAD_DECAY, INTEGRAL, PROPORTIONAL = 1e-4, 0.9, 0.03, 3.0
 # Experts with less than this share of the mean load have their router's bias raised by so much a step.
 RARE, REVIVAL = 0.01, 0.01
+# Below the budget, and with lambda below its start, all biases rise by so much times the lack a step.
+OPENING = 0.02
 
 
 class Routers(nn.Module):
@@ -72,7 +74,7 @@ class Routers(nn.Module):
 
     @torch.no_grad()
     def adapt(self, moes: Sequence[PerTokenMoE], all_reduce: Callable[[Tensor], object] | None = None) -> None:
-        """Take in which experts the last forward opened: smooth the loads, move the penalty, help the dying.
+        """Take in which experts the last forward opened: smooth the loads, move the penalty, open what is shut.
 
         Above the budget lambda grows, by up to 3 % a step; below it, it shrinks.
         """
@@ -84,12 +86,15 @@ class Routers(nn.Module):
         share_LTE = (counts[:-1] / seen.clamp(min=1)).view(len(moes), *moes[0].load_TE.shape)
         for moe, share_TE in zip(moes, share_LTE, strict=True):
             moe.load_TE.lerp_(share_TE, is_news * (1 - LOAD_DECAY))
-            # A ReLU that no example opens has no gradient either: nothing else would bring such an expert back.
-            is_rare_TE = moe.own(moe.load_TE < RARE * self.config.active_ratio)
-            moe.router_bias_TE.add_(is_rare_TE * (is_news * REVIVAL))
         ratio = torch.stack([moe.load_TE for moe in moes]).mean()
         self.excess.copy_((ratio / self.config.active_ratio - 1).clamp(-1, 1))
         self.log_penalty.add_(INTEGRAL * is_news * self.excess).clamp_(-10, 14)
+        # Where hardly a penalty is left, it is not what keeps the gates shut.
+        opening = OPENING * self.excess.clamp(max=0).neg() * (self.log_penalty < 0)
+        for moe in moes:
+            # A ReLU that no example opens has no gradient either: nothing else would bring such an expert back.
+            is_rare_TE = moe.own(moe.load_TE < RARE * self.config.active_ratio)
+            moe.router_bias_TE.add_((REVIVAL * is_rare_TE + opening) * is_news)
 
 
 class Activity:

@@ -33,7 +33,7 @@ B, D, NUMBERS = 12, 8, 3
 TABLES = {"people": (11, ["user"]), "things": (13, ["item", "seen"]), "places": (9, ["city"])}
 FEATURES = ["user", "item", "seen", "city"]  # in the order of the tables
 KEYS = ["seen", "city", "user", "item"]  # in the order of the batch
-CONFIG = RankMixerConfig(tokens=4, width=12, layers=2, expansion=2.5, moe=MoEConfig(experts=3))
+CONFIG = RankMixerConfig(tokens=4, width=12, layers=2, expansion=2.5, moe=MoEConfig(3, routing="dtsi_split"))
 PLANS: dict[str, dict[str, Any]] = {
     "a": {"people": row_wise(), "things": table_wise(rank=1), "places": row_wise()},
     "b": {"people": column_wise(ranks=[0, 1]), "things": row_wise(), "places": table_wise(rank=0)},

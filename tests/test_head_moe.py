@@ -232,7 +232,7 @@ def test_a_batch_of_padding_alone_changes_no_state() -> None:
     assert torch.equal(routers.log_penalty, before[1])
 
 
-def planted(routing: Routing, steps: int) -> tuple[RankMixer, Tensor, Tensor]:
+def planted(routing: Routing, active_ratio: float, steps: int) -> tuple[RankMixer, Tensor, Tensor]:
     """A model trained for some steps on labels with a planted truth, and examples it has not seen."""
     generator = torch.Generator().manual_seed(10)
     truth = torch.nn.Sequential(torch.nn.Linear(24, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
@@ -242,7 +242,7 @@ def planted(routing: Routing, steps: int) -> tuple[RankMixer, Tensor, Tensor]:
     with torch.no_grad():
         labels_BK = torch.bernoulli(truth(x_BI).sigmoid(), generator=generator)
     torch.manual_seed(11)
-    config = RankMixerConfig(tokens=4, width=16, layers=2, expansion=1, moe=MoEConfig(8, 0.25, routing))
+    config = RankMixerConfig(tokens=4, width=16, layers=2, expansion=1, moe=MoEConfig(8, active_ratio, routing))
     model = RankMixer(config, in_widths=[24], num_tasks=1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for step in range(steps):
@@ -255,9 +255,13 @@ def planted(routing: Routing, steps: int) -> tuple[RankMixer, Tensor, Tensor]:
     return model, x_BI[-4096:], labels_BK[-4096:]
 
 
-@pytest.mark.parametrize("routing", ["dtsi", "dtsi_split", "single"])
-def test_what_is_served_is_what_was_trained_within_the_budget_and_no_expert_dies(routing: Routing) -> None:
-    model, x_BI, labels_BK = planted(routing, steps=400)
+@pytest.mark.parametrize(
+    ("routing", "active_ratio"), [("dtsi", 0.25), ("dtsi_split", 0.25), ("single", 0.25), ("single", 0.75)]
+)
+def test_what_is_served_is_what_was_trained_within_the_budget_and_no_expert_dies(
+    routing: Routing, active_ratio: float
+) -> None:
+    model, x_BI, labels_BK = planted(routing, active_ratio, steps=400)
     activity = Activity(model.moes)
 
     def loss(logits_BK: Tensor) -> float:
@@ -269,7 +273,7 @@ def test_what_is_served_is_what_was_trained_within_the_budget_and_no_expert_dies
         trained = loss(model.train()(x_BI)[: len(x_BI)])
     load_LTE = activity.load_LTE()
     assert served < trained + 0.01
-    assert load_LTE.mean().item() == pytest.approx(0.25, rel=0.1)
+    assert load_LTE.mean().item() == pytest.approx(active_ratio, rel=0.1)
     assert load_LTE.min() > 0
     assert served < loss(labels_BK.mean().logit().expand_as(labels_BK)) - 0.08
 
