@@ -4,10 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.collectives import Collectives
 from rankmixer_head import MoEConfig, RankMixer, RankMixerConfig
 from rankmixer_head.config import check_token_group
 from rankmixer_head.token_parallel import shard_tokens
@@ -17,23 +16,6 @@ from tests.token_group import CONFIGS, G, K, Training, batch, build, fifty_losse
 LONG = ["plain", "moe_dtsi_split"]
 GROUPS = [(1, 1), (1, 2), (2, 2), (1, 4), (2, 4), (4, 4)]
 COMPILED = {"tokenmixer_large_per_group": 2, "moe_recompute": 2, "plain": 4}  # in groups of two of so many ranks
-
-
-class Collectives(TorchDispatchMode):
-    """Records every collective: its name, its group and how many bytes it sends to other ranks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[str, str, int]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.name() == "c10d::alltoall_base_":
-            group = dist.ProcessGroup.unbox(args[2])
-            elsewhere = sum(size for rank, size in enumerate(args[4]) if rank != group.rank())
-            self.seen.append((func.name(), group.group_name, elsewhere * args[1].element_size()))
-        elif func.namespace == "c10d":
-            self.seen.append((func.name(), "another", 0))
-        return func(*args, **(kwargs or {}))
 
 
 def all_checks(rank: int, world_size: int) -> dict[str, Any]:
