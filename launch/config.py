@@ -149,7 +149,7 @@ class Config(Strict):
         if not isinstance(value, str):
             return value
         if value not in OPTIMIZERS:
-            raise ValueError(f"expected a section or one of {', '.join(OPTIMIZERS)}, found {value!r}")
+            raise ValueError(f"expected a section or one of {', '.join(OPTIMIZERS)}")
         return OPTIMIZERS[value]
 
     @model_validator(mode="after")
