@@ -112,4 +112,4 @@ def serve_experts(
 
 @serve_experts.register_fake
 def _(s_TBD: Tensor, *_others: object) -> Tensor:
-    return torch.empty_like(s_TBD)
+    return s_TBD.new_empty(s_TBD.shape)

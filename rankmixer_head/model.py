@@ -74,7 +74,7 @@ class RankMixer(nn.Module):
         if self.routers is None:
             weight_B = None
         elif weight_B is None:
-            weight_B = torch.full((len(x_BI),), 1 / len(x_BI), device=x_BI.device)
+            weight_B = torch.full((len(x_BI),), 1 / max(1, len(x_BI)), device=x_BI.device)
         x_TBD, weight_B = self.enter(x_BI, weight_B)
         examples = None
         if self.routers is not None and weight_B is not None:

@@ -125,6 +125,23 @@ def test_evaluation_turns_dense_above_the_measured_activity() -> None:
         assert serve_experts(s_TBD, gates_TBE, *weights, activity / 2).isnan().any()
 
 
+@pytest.mark.parametrize("dense_above", [0.0, 1.0])
+def test_the_compiler_is_told_the_truth_about_serving(dense_above: float) -> None:
+    moe = random_moe().requires_grad_(False)
+    s_TBD = torch.randn(B, T, D, dtype=torch.double).transpose(0, 1)  # what is returned does not lie like this
+    weights = [moe.up_TEMD, moe.up_bias_TEM, moe.down_TEMD, moe.down_bias_TED]
+    torch.library.opcheck(serve_experts, (s_TBD, open_gates(2).double(), *weights, dense_above))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_no_examples_give_no_logits(routing: Routing, training: bool) -> None:
+    model = RankMixer(RankMixerConfig(T, D, 2, 2.5, moe=MoEConfig(E, 0.5, routing)), in_widths=[18], num_tasks=2)
+    with torch.set_grad_enabled(training):
+        assert model.train(training)(torch.empty(0, 18)).shape == (0, 2)
+    model.adapt_penalty()
+
+
 @pytest.mark.parametrize("routing", ROUTINGS)
 def test_the_penalty_presses_only_the_router_that_serves(routing: Routing) -> None:
     moe = random_moe(routing)
