@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rankmixer_head import Activity, MoEConfig, PerTokenMoE, RankMixer, RankMixerConfig
 from rankmixer_head.config import Routing
-from rankmixer_head.experts import all_experts, open_experts, serve_experts
+from rankmixer_head.experts import _add_all_groups, all_experts, open_experts, serve_experts
 from rankmixer_head.routing import START, Routers
 
 B, T, D, M, E = 5, 4, 12, 30, 6
@@ -111,6 +111,17 @@ def test_open_experts_are_all_that_is_computed_and_enough(share: int) -> None:
         assert all_experts(s_TBD, gates_TBE, *weights).isnan().any()
         no_gates = torch.zeros_like(gates_TBE)
         assert open_experts(s_TBD, no_gates, *weights).count_nonzero() == 0
+
+
+@pytest.mark.parametrize("share", [1, 2, 6])
+def test_what_a_gpu_computes_in_grouped_products_is_the_same(share: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rankmixer_head.experts._add_group_by_group", _add_all_groups)
+    s_TBD, gates_TBE = torch.randn(T, B, 16), open_gates(share)
+    weights = torch.randn(T, E, 24, 16), torch.randn(T, E, 24), torch.randn(T, E, 24, 16), torch.randn(T, E, 16)
+    with torch.no_grad():
+        expected = all_experts(s_TBD, gates_TBE, *weights)
+        torch.testing.assert_close(open_experts(s_TBD, gates_TBE, *weights), expected, rtol=1e-5, atol=1e-4)
+        assert open_experts(s_TBD, torch.zeros_like(gates_TBE), *weights).count_nonzero() == 0
 
 
 def test_evaluation_turns_dense_above_the_measured_activity() -> None:
