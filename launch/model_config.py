@@ -84,7 +84,10 @@ class ModelConfig(Strict):
     @model_validator(mode="after")
     def _sizes_fit(self) -> "ModelConfig":
         if self.is_ours:
-            self.head()
+            try:
+                self.head()
+            except ValueError as error:  # what is `arch` here is the head's `block`
+                raise ValueError(str(error).replace("block = ", "arch = ")) from None
             return self
         for key, default in (("moe", None), ("ablation", "none")):
             if getattr(self, key) != default:
