@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -149,7 +150,7 @@ class Config(Strict):
         if not isinstance(value, str):
             return value
         if value not in OPTIMIZERS:
-            raise ValueError(f"expected a section or one of {', '.join(OPTIMIZERS)}, found {value!r}")
+            raise ValueError(f"expected a section or one of {', '.join(OPTIMIZERS)}")
         return OPTIMIZERS[value]
 
     @model_validator(mode="after")
@@ -202,6 +203,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise ValueError(f"override {override!r}: expected section.key=value, e.g. optimizer.dense.lr=0.001")
     *sections, leaf = key.split(".")
+    named = tree.get("optimizer")
+    if sections[:1] == ["optimizer"] and isinstance(named, str) and named in OPTIMIZERS:
+        tree["optimizer"] = deepcopy(OPTIMIZERS[named])
     for section in sections:
         if tree.get(section) is None:
             tree[section] = {}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 # `head.blocks.0.ffn`, `embeddings.embedding_bags.user`: a layer, whatever its parameters are.
 _LAYER = re.compile(r"(?:.*\.)?((?:head\.blocks\.\d+|head|embedding_bags)\.\w+)")
@@ -25,16 +28,33 @@ def layer_statistics(model: nn.Module) -> dict[str, str]:
     layers: dict[str, list[torch.Tensor]] = {}
     for name, parameter in model.named_parameters():
         found = _LAYER.match(name)
-        layers.setdefault(found[1] if found else name, []).append(parameter.detach())
+        layers.setdefault(found[1] if found else name, []).append(_local(parameter))
     statistics = {}
     for name, parameters in layers.items():
-        broken = sum(int((~parameter.isfinite()).sum()) for parameter in parameters)
+        largest = max(map(_largest, parameters))
+        broken = 0 if math.isfinite(largest) else sum(map(_count_broken, parameters))
         count = sum(parameter.numel() for parameter in parameters)
-        largest = max((float(parameter.abs().max()) for parameter in parameters if parameter.numel()), default=0.0)
         statistics[name] = f"{broken:,} of {count:,} not finite" if broken else f"up to {largest:.3g}"
     return statistics
 
 
-def are_finite(parameters: list[nn.Parameter]) -> bool:
-    """Whether no weight is infinite or not a number."""
-    return all(bool(parameter.isfinite().all()) for parameter in parameters)
+@torch.no_grad()
+def are_finite(parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether no weight that this rank holds is infinite or not a number. Takes one pass, and no memory."""
+    return all(math.isfinite(_largest(_local(parameter))) for parameter in parameters)
+
+
+def _local(parameter: torch.Tensor) -> torch.Tensor:
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+
+def _largest(weights: torch.Tensor) -> float:
+    """The largest absolute value; infinite if any is not finite. torch.isfinite would copy a table twice."""
+    if not weights.numel():
+        return 0.0
+    bounds = [abs(float(bound)) for bound in weights.aminmax()]  # both nan if one weight is
+    return max(bounds) if all(map(math.isfinite, bounds)) else math.inf
+
+
+def _count_broken(weights: torch.Tensor) -> int:
+    return sum(int((~piece.isfinite()).sum()) for piece in weights.flatten().split(2**24))

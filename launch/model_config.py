@@ -1,9 +1,9 @@
 """The sections `model` and `parallel` of a configuration: the dense part, and which ranks hold it."""
 
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from pipeline.features import Strict
 from pipeline.schema import Schema
@@ -84,8 +84,17 @@ class ModelConfig(Strict):
     @model_validator(mode="after")
     def _sizes_fit(self) -> "ModelConfig":
         if self.is_ours:
-            self.head()
-        elif not self.hidden:
+            try:
+                self.head()
+            except ValueError as error:  # what is `arch` here is the head's `block`
+                raise ValueError(str(error).replace("block = ", "arch = ")) from None
+            return self
+        for key, default in (("moe", None), ("ablation", "none")):
+            if getattr(self, key) != default:
+                raise ValueError(
+                    f"{key} changes a RankMixer, and arch is {self.arch}; leave {key} out, or use arch rankmixer"
+                )
+        if not self.hidden:
             raise ValueError(f"hidden must hold at least one width with arch {self.arch}, found []")
         return self
 
@@ -97,6 +106,14 @@ class ParallelConfig(Strict):
         1, description="ranks that share the tokens; auto: as many of a node as divide them; 1: each rank has the head"
     )
     exchange: Literal["fp32", "bf16"] = Field("fp32", description="what a token group's ranks send each other")
+
+    @field_validator("token_group", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: Any) -> Any:
+        # One sentence, where pydantic would write one for each of the two types.
+        if value != "auto" and not (isinstance(value, int) and value > 0):
+            raise ValueError("expected auto, or a number of ranks from 1")
+        return value
 
     def ranks_of_a_group(self, model: ModelConfig, is_muon: bool, world_size: int, local_world_size: int) -> int:
         """P, of W ranks in all.

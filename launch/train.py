@@ -208,7 +208,7 @@ class Training:
 
     def save(self, position: Position) -> None:
         """Write a checkpoint: model, tables, optimizers, random state; position and everything else as JSON."""
-        broken = together("cannot look at the weights", lambda: not are_finite(list(self.built.model.parameters())))
+        broken = together("cannot look at the weights", lambda: not are_finite(self.built.model.parameters()))
         if any(broken):
             raise DivergedError(f"weights are not finite after step {position.step}, though the loss still was")
         state = {**self.built.state(), "random": random_state(self.ranks)}

@@ -115,10 +115,11 @@ valid widths: 96, 112
     recompute: bool = False
 
     def __post_init__(self) -> None:
-        for key in ("tokens", "width", "layers", "hidden"):
+        for key in ("tokens", "width", "layers"):
             if getattr(self, key) < 1:
-                found = f"expansion * width = {self.expansion * self.width}" if key == "hidden" else getattr(self, key)
-                raise ValueError(f"{key} must be at least 1, found {found}")
+                raise ValueError(f"{key} must be at least 1, found {getattr(self, key)}")
+        if self.hidden < 1:
+            raise ValueError(f"expansion * width must be at least 1, found {self.expansion * self.width}")
         if min(self.head_hidden, default=1) < 1:
             raise ValueError(f"head_hidden must be widths of at least 1, found {self.head_hidden}")
         for key, choices in CHOICES.items():

@@ -34,35 +34,48 @@ def open_experts(
     The examples of every (token, expert) pair stand together as one group of rows: on CUDA in two grouped matrix
     products over all T*E groups, on a CPU group by group through buffers that stay in its cache. Without gradients.
     """
-    T, B, _ = s_TBD.shape
+    B = s_TBD.shape[1]
     out_TBD = torch.bmm(gates_TBE.to(s_TBD.dtype), down_bias_TED)
     gates_N = gates_TBE.transpose(1, 2).flatten()  # sorted by token, expert, example
     open_N = gates_N.nonzero().squeeze(1)
     group_N, example_N = open_N // B, open_N % B
     gate_N1 = gates_N.index_select(0, open_N).to(s_TBD.dtype).unsqueeze(1)
-    count_G = group_N.bincount(minlength=up_bias_TEM.shape[:2].numel())
     weights = up_TEMD.flatten(0, 1), up_bias_TEM.flatten(0, 1), down_TEMD.flatten(0, 1)
-    if s_TBD.device.type == "cpu":
-        _add_group_by_group(out_TBD, s_TBD, example_N, gate_N1, count_G.tolist(), *weights)
-        return out_TBD
-    up_GMD, up_bias_GM, down_GMD = weights
-    row_N, ends_G = group_N // (len(count_G) // T) * B + example_N, count_G.cumsum(0).to(torch.int32)
+    add = _add_group_by_group if s_TBD.device.type == "cpu" else _add_all_groups
+    add(out_TBD, s_TBD, group_N, example_N, gate_N1, *weights)
+    return out_TBD
+
+
+def _add_all_groups(
+    out_TBD: Tensor,
+    s_TBD: Tensor,
+    group_N: Tensor,
+    example_N: Tensor,
+    gate_N1: Tensor,
+    up_GMD: Tensor,
+    up_bias_GM: Tensor,
+    down_GMD: Tensor,
+) -> None:
+    T, B, _ = s_TBD.shape
+    experts = len(up_GMD) // T
+    ends_G = group_N.bincount(minlength=len(up_GMD)).cumsum(0).to(torch.int32)
+    row_N = group_N // experts * B + example_N
     hidden_NM = F.grouped_mm(s_TBD.flatten(0, 1).index_select(0, row_N), up_GMD.mT, offs=ends_G)
     hidden_NM = gelu(hidden_NM.add_(up_bias_GM.index_select(0, group_N))).mul_(gate_N1)
     out_TBD.flatten(0, 1).index_add_(0, row_N, F.grouped_mm(hidden_NM, down_GMD, offs=ends_G))
-    return out_TBD
 
 
 def _add_group_by_group(
     out_TBD: Tensor,
     s_TBD: Tensor,
+    group_N: Tensor,
     example_N: Tensor,
     gate_N1: Tensor,
-    count_G: list[int],
     up_GMD: Tensor,
     up_bias_GM: Tensor,
     down_GMD: Tensor,
 ) -> None:
+    count_G = group_N.bincount(minlength=len(up_GMD)).tolist()
     (most, experts), (M, D) = (max(count_G), len(count_G) // len(s_TBD)), down_GMD.shape[1:]
     rows_ND, hidden_NM, result_ND = (s_TBD.new_empty(most, width) for width in (D, M, D))
     groups = zip(
@@ -83,6 +96,17 @@ def _add_group_by_group(
             # The rows of a group are all different, and copying them is ten times as fast as adding by index.
             so_far = torch.index_select(out_BD, 0, row, out=rows_ND[:count])
             out_BD.index_copy_(0, row, so_far.addcmul_(result, gate))
+
+
+def has_grouped_products(s_TBD: Tensor, up_TEMD: Tensor) -> bool:
+    """Whether `open_experts` can be computed: a GPU's grouped products want rows of whole 16 bytes.
+
+    >>> s_TBD, up_TEMD = torch.empty(2, 5, 12, device="meta"), torch.empty(2, 3, 24, 12, device="meta")
+    >>> has_grouped_products(s_TBD, up_TEMD), has_grouped_products(s_TBD.bfloat16(), up_TEMD.bfloat16())
+    (True, False)
+    """
+    is_whole = all(width * s_TBD.element_size() % 16 == 0 for width in up_TEMD.shape[2:])
+    return s_TBD.device.type == "cpu" or is_whole
 
 
 @torch.library.custom_op("rankmixer::serve_experts", mutates_args=())
@@ -106,10 +130,11 @@ def serve_experts(
     True
     """
     is_dense = gates_TBE.count_nonzero().item() > dense_above * gates_TBE.numel()
+    is_dense = is_dense or not has_grouped_products(s_TBD, up_TEMD)
     compute = all_experts if is_dense else open_experts
     return compute(s_TBD, gates_TBE, up_TEMD, up_bias_TEM, down_TEMD, down_bias_TED)
 
 
 @serve_experts.register_fake
 def _(s_TBD: Tensor, *_others: object) -> Tensor:
-    return torch.empty_like(s_TBD)
+    return s_TBD.new_empty(s_TBD.shape)

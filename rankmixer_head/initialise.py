@@ -49,11 +49,12 @@ INITIAL: dict[str, float | str] = {
 
 
 @torch.no_grad()
-def initialise(module: nn.Module, scheme: Initialisation = "fan_in") -> None:
+def initialise(module: nn.Module) -> None:
     """Start all parameters and buffers below `module` by the table above; on the meta device, do nothing.
 
-    A map is uniform within 1/sqrt(fan-in), as in nn.Linear, or within sqrt(6/(fan-in + fan-out)) by the scheme
-    "xavier"; each map of a stack by itself: torch.nn.init would take the fan of the whole stack for that of one map.
+    A map is uniform within 1/sqrt(fan-in), as in nn.Linear, or, if its owner's attribute `initialisation` is "xavier",
+    within sqrt(6/(fan-in + fan-out)); RankMixer sets the attribute for all its parts. Each map of a stack by itself:
+    torch.nn.init would take the fan of the whole stack for that of one map.
     Map i of a parameter depends on torch's seed, the parameter's turn and i alone, so a process that holds only some
     of the tokens can draw the same values.
 
@@ -61,6 +62,7 @@ def initialise(module: nn.Module, scheme: Initialisation = "fan_in") -> None:
         LookupError: a parameter or buffer is not in the table.
     """
     for owner in module.modules():
+        scheme: Initialisation = getattr(owner, "initialisation", "fan_in")
         for name, _ in (*owner.named_parameters(recurse=False), *owner.named_buffers(recurse=False)):
             if name not in INITIAL:
                 raise LookupError(f"{type(owner).__name__}.{name} has no rule in rankmixer_head/initialise.py: add one")

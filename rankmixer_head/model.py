@@ -1,6 +1,7 @@
 """RankMixer: embeddings of an example in, one logit for each task out."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -55,11 +56,15 @@ class RankMixer(nn.Module):
         self.heads = TaskHeads(config.width, config.head_hidden, num_tasks, device)
         self.routers = None if config.moe is None else Routers(config.moe, device)
         if config.initialisation != "fan_in":
+            # For each part: DistributedModelParallel resets those that were on the meta device one by one.
+            parts: list[Any] = list(self.modules())
+            for part in parts:
+                part.initialisation = config.initialisation
             self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Start all weights and statistics anew, by the table in initialise.py."""
-        initialise(self, self.config.initialisation)
+        initialise(self)
 
     def forward(self, x_BI: Float[Tensor, "B I"], weight_B: Float[Tensor, "B"] | None = None) -> Float[Tensor, "N K"]:
         """Logits of the tasks, float32 under autocast too.
@@ -74,7 +79,7 @@ class RankMixer(nn.Module):
         if self.routers is None:
             weight_B = None
         elif weight_B is None:
-            weight_B = torch.full((len(x_BI),), 1 / len(x_BI), device=x_BI.device)
+            weight_B = torch.full((len(x_BI),), 1 / max(1, len(x_BI)), device=x_BI.device)
         x_TBD, weight_B = self.enter(x_BI, weight_B)
         examples = None
         if self.routers is not None and weight_B is not None:

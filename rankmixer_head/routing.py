@@ -12,7 +12,7 @@ from rankmixer_head.moe import BALANCE_WEIGHT, Examples, PerTokenMoE
 # Smoothing of the loads over steps. The logarithm of lambda is a controller's output: a part that grows with the excess
 # of open experts at each step, which finds the level, and a part proportional to it, which damps the overshoot.
 START, LOAD_DECAY, INTEGRAL, PROPORTIONAL = 1e-4, 0.9, 0.03, 3.0
-# Experts with less than this share of the mean load have their router's bias raised by so much a step.
+# Experts with less than this share of the budget's load have their router's bias raised by so much a step.
 RARE, REVIVAL = 0.01, 0.01
 # Below the budget, and with lambda below its start, all biases rise by so much times the lack a step.
 OPENING = 0.02

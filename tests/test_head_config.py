@@ -61,7 +61,7 @@ def test_tokens_that_do_not_divide_the_width_are_refused_with_the_nearest_widths
         ({"tokens": 0}, "tokens must be at least 1, found 0"),
         ({"width": -4}, "width must be at least 1, found -4"),
         ({"layers": 0}, "layers must be at least 1, found 0"),
-        ({"expansion": 0.01}, r"hidden must be at least 1, found expansion \* width = 0.12"),
+        ({"expansion": 0.01}, r"expansion \* width must be at least 1, found 0.12"),
         ({"head_hidden": (8, 0)}, r"head_hidden must be widths of at least 1, found \(8, 0\)"),
         ({"tokenizer": "per_grup"}, "unknown tokenizer 'per_grup'; nearest: per_group"),
         ({"ablation": "no_mixin"}, "unknown ablation 'no_mixin'; nearest: no_mixing"),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rankmixer_head import Activity, MoEConfig, PerTokenMoE, RankMixer, RankMixerConfig
 from rankmixer_head.config import Routing
-from rankmixer_head.experts import all_experts, open_experts, serve_experts
+from rankmixer_head.experts import _add_all_groups, all_experts, open_experts, serve_experts
 from rankmixer_head.routing import START, Routers
 
 B, T, D, M, E = 5, 4, 12, 30, 6
@@ -113,6 +113,17 @@ def test_open_experts_are_all_that_is_computed_and_enough(share: int) -> None:
         assert open_experts(s_TBD, no_gates, *weights).count_nonzero() == 0
 
 
+@pytest.mark.parametrize("share", [1, 2, 6])
+def test_what_a_gpu_computes_in_grouped_products_is_the_same(share: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rankmixer_head.experts._add_group_by_group", _add_all_groups)
+    s_TBD, gates_TBE = torch.randn(T, B, 16), open_gates(share)
+    weights = torch.randn(T, E, 24, 16), torch.randn(T, E, 24), torch.randn(T, E, 24, 16), torch.randn(T, E, 16)
+    with torch.no_grad():
+        expected = all_experts(s_TBD, gates_TBE, *weights)
+        torch.testing.assert_close(open_experts(s_TBD, gates_TBE, *weights), expected, rtol=1e-5, atol=1e-4)
+        assert open_experts(s_TBD, torch.zeros_like(gates_TBE), *weights).count_nonzero() == 0
+
+
 def test_evaluation_turns_dense_above_the_measured_activity() -> None:
     moe = random_moe().float()
     s_TBD, gates_TBE = torch.randn(T, B, D), open_gates(2)
@@ -123,6 +134,23 @@ def test_evaluation_turns_dense_above_the_measured_activity() -> None:
         moe.up_TEMD[1, 3] = torch.nan  # betrays who computes it
         assert not serve_experts(s_TBD, gates_TBE, *weights, activity).isnan().any()
         assert serve_experts(s_TBD, gates_TBE, *weights, activity / 2).isnan().any()
+
+
+@pytest.mark.parametrize("dense_above", [0.0, 1.0])
+def test_the_compiler_is_told_the_truth_about_serving(dense_above: float) -> None:
+    moe = random_moe().requires_grad_(False)
+    s_TBD = torch.randn(B, T, D, dtype=torch.double).transpose(0, 1)  # what is returned does not lie like this
+    weights = [moe.up_TEMD, moe.up_bias_TEM, moe.down_TEMD, moe.down_bias_TED]
+    torch.library.opcheck(serve_experts, (s_TBD, open_gates(2).double(), *weights, dense_above))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_no_examples_give_no_logits(routing: Routing, training: bool) -> None:
+    model = RankMixer(RankMixerConfig(T, D, 2, 2.5, moe=MoEConfig(E, 0.5, routing)), in_widths=[18], num_tasks=2)
+    with torch.set_grad_enabled(training):
+        assert model.train(training)(torch.empty(0, 18)).shape == (0, 2)
+    model.adapt_penalty()
 
 
 @pytest.mark.parametrize("routing", ROUTINGS)

@@ -153,6 +153,11 @@ def test_a_parameter_without_a_rule_is_found() -> None:
             r"model: hidden must hold at least one width with arch dcn, found \[\]",
         ),
         (["model.arch=mlp", "optimizer.dense.kind=muon"], r"muon.* per-token matrices, and model.arch = mlp has none"),
+        (
+            ["model.arch=mlp", "model.moe={experts: 4}"],
+            r"model: moe changes a RankMixer, and arch is mlp; leave moe out",
+        ),
+        (["model.arch=mlp", "model.ablation=no_skip"], r"model: ablation changes a RankMixer, and arch is mlp"),
         (["model.arch=dcnn"], r"model.arch: .*'dcn'.*found 'dcnn'"),
         (
             ["model.arch=dlrm", "feature_schema.features={user: {kind: id, range: 9, dim: 4}}"],
