@@ -15,6 +15,7 @@ import yaml
 from launch.build import build_ranker
 from launch.config import load_config
 from rankmixer_head.config import Ablation, Routing
+from rankmixer_head.counters import parameters
 
 CONFIG = "configs/ml-1m.yaml"
 BASE = "rankmixer"  # the faithful one, that all others are compared with
@@ -64,7 +65,7 @@ class Arms:
 def size(overrides: Iterable[str]) -> tuple[int, int]:
     """Parameters and forward FLOPs per example of the dense part, built on the meta device."""
     head = build_ranker(load_config(CONFIG, list(overrides)), torch.device("cpu")).head
-    return sum(parameter.numel() for parameter in head.parameters()), head.flops_per_example()
+    return parameters(head), head.flops_per_example()
 
 
 def match(target: int, candidates: Iterable[T], parameters: Callable[[T], int]) -> T:

@@ -25,6 +25,7 @@ from launch.optimizers import RankerOptimizer, dense_optimizer, fuse_sparse_opti
 from launch.ranker import Ranker
 from launch.torchrec_models import TorchrecModel
 from rankmixer_head import PerTokenMoE, RankMixer
+from rankmixer_head.counters import parameters
 from rankmixer_head.token_parallel import per_token_parameters, shard_tokens
 
 EXCHANGE = {"fp32": None, "bf16": torch.bfloat16}  # what autocast has made bf16 is sent so in any case
@@ -148,7 +149,7 @@ def build(config: Config, ranks: Ranks, cluster: Cluster, total_steps: int) -> B
     # Before sharding: the sharder looks for the optimizers that the tables carry.
     fuse_sparse_optimizer(collection, config.optimizer.sparse, ranks.device)
     sharding_plan = plan(config, ranker, cluster)
-    dense_parameters = sum(parameter.numel() for parameter in head.parameters())
+    dense_parameters = parameters(head)
     flops = head.flops_per_example()
     # Initialised here, not by DistributedModelParallel, which draws numbers for the tables that depend on the plan.
     torch.manual_seed(config.train.seed)

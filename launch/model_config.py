@@ -142,7 +142,7 @@ class ParallelConfig(Strict):
         if world_size % asked:
             fitting = [size for size in range(1, world_size + 1) if world_size % size == 0 and head.tokens % size == 0]
             raise ValueError(
-                f"parallel.token_group is {asked}, into groups of which {world_size} ranks cannot be divided; use one "
+                f"parallel.token_group is {asked}, which does not divide the number of ranks, {world_size}; use one "
                 f"of {fitting}, or a multiple of {asked} ranks"
             )
         return asked

@@ -11,6 +11,7 @@ from launch.build import build_ranker, head_bytes, plan, table_collection
 from launch.config import Config, SparseOptimizerConfig, check_world, token_group
 from launch.torchrec_models import TorchrecModel
 from rankmixer_head import RankMixer
+from rankmixer_head.counters import parameters
 
 GIB = 2**30
 
@@ -32,7 +33,7 @@ def show_plan(config: Config, cluster: Cluster) -> None:
     console = Console(width=None if Console().is_terminal else 120)
     console.print(_shards(shards))
     console.print(_ranks(config, cluster, shards, head_bytes(ranker, token_ranks)))
-    head_parameters = sum(parameter.numel() for parameter in ranker.head.parameters())
+    head_parameters = parameters(ranker.head)
     table_parameters = sum(table.rows * table.dim for table in config.feature_schema.tables.values())
     console.print(
         f"head: {head_parameters:,} parameters, {ranker.head.flops_per_example():,} forward FLOPs an example"

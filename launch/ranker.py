@@ -17,7 +17,8 @@ class Output(NamedTuple):
     """What a step hands back besides the loss it differentiates.
 
     Args:
-        loss: this rank's share of the global mean loss, times W; its mean over ranks is the global loss.
+        loss: this rank's share of the global mean loss of what is served, times W; its mean over ranks is the global
+            loss. Where a Sparse-MoE trains on two paths, what is differentiated is the mean over both.
         logits_BK: one logit a task.
         batch: the batch they belong to: in a pipeline the caller holds a later one.
     """
@@ -42,12 +43,13 @@ class TaskLoss(nn.Module):
         super().__init__()
         self.register_buffer("weight_K", torch.tensor(task_weights, dtype=torch.float32), persistent=False)
 
-    def forward(self, logits_NK: Tensor, labels_BK: Tensor, weight_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the scalar loss, in fp32, and the logits of the path that serves, which comes last."""
+    def forward(self, logits_NK: Tensor, labels_BK: Tensor, weight_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the scalar loss, in fp32, and the loss and logits of the path that serves, which comes last."""
         logits_2BK = logits_NK.unflatten(0, (-1, len(labels_BK)))
         labels_2BK = labels_BK.expand_as(logits_2BK)
         loss_2BK = F.binary_cross_entropy_with_logits(logits_2BK.float(), labels_2BK, reduction="none")
-        return weight_B @ loss_2BK.mean(0) @ self.weight_K, logits_2BK[-1].detach()
+        loss_2 = torch.stack([weight_B @ loss_BK @ self.weight_K for loss_BK in loss_2BK])
+        return loss_2.mean(), loss_2[-1].detach(), logits_2BK[-1].detach()
 
 
 class Ranker(nn.Module):
@@ -82,5 +84,5 @@ class Ranker(nn.Module):
         weight_B = batch.loss_scale * batch.weights_B
         with torch.autocast(self.device_type, self.autocast, enabled=self.autocast is not None):
             logits_NK = self.head(x_BI, weight_B)
-        loss, logits_BK = self.loss(logits_NK, batch.labels_BK, weight_B)
-        return loss, Output(loss.detach(), logits_BK, batch)
+        loss, served_loss, logits_BK = self.loss(logits_NK, batch.labels_BK, weight_B)
+        return loss, Output(served_loss, logits_BK, batch)

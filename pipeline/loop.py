@@ -134,7 +134,7 @@ class Loop:
         is_broken = [not math.isfinite(loss) for loss in torch.stack(self._losses).tolist()]
         first = torch.tensor(is_broken.index(True) if True in is_broken else len(is_broken))
         dist.all_reduce(first, dist.ReduceOp.MIN, group=self.pipeline.control)
-        return self.position.step - len(is_broken) + int(first) + 1
+        return self.position.step - len(is_broken) + min(int(first), len(is_broken) - 1) + 1
 
     def _restart_clock(self) -> None:
         self._losses.clear()

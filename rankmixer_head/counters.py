@@ -1,4 +1,4 @@
-"""FLOPs of the head, exactly: two for each multiplication of a matrix product, of every module that has some."""
+"""FLOPs and parameters of the head, exactly. FLOPs: two for each multiplication of a matrix product."""
 
 from collections.abc import Callable
 from typing import Any
@@ -46,6 +46,21 @@ def flops_per_example(head: nn.Module, active_ratio: float | None = None) -> int
         ratio = moe.config.active_ratio if active_ratio is None else active_ratio
         products += round(ratio * _sizes(moe, "up_TEMD", "down_TEMD"))
     return 2 * products
+
+
+def parameters(head: nn.Module) -> int:
+    """Parameters that can learn, all shards together: all but the rows that only pad a tokenizer's maps.
+
+    >>> from rankmixer_head.config import RankMixerConfig
+    >>> config = RankMixerConfig(tokens=3, width=12, layers=1, expansion=2, tokenizer="per_group")
+    >>> parameters(Tokenizer(config, in_widths=[5, 1, 2]))  # (5 + 1 + 2) * 12 weights, 3 * 12 biases
+    132
+    """
+    count = sum(parameter.numel() for parameter in head.parameters())
+    for tokenizer in (module for module in head.modules() if isinstance(module, Tokenizer)):
+        rows, width = dict(tokenizer.named_parameters(recurse=False))["tokens_ID"].shape
+        count -= (rows - sum(tokenizer.widths)) * width
+    return count
 
 
 def _sizes(module: nn.Module, *names: str) -> int:

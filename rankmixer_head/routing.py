@@ -14,7 +14,7 @@ from rankmixer_head.moe import BALANCE_WEIGHT, Examples, PerTokenMoE
 START, LOAD_DECAY, INTEGRAL, PROPORTIONAL = 1e-4, 0.9, 0.03, 3.0
 # Experts with less than this share of the budget's load have their router's bias raised by so much a step.
 RARE, REVIVAL = 0.01, 0.01
-# Below the budget, and with lambda below its start, all biases rise by so much times the lack a step.
+# Below the budget, and with log_penalty below 0, all biases rise by so much times the lack a step.
 OPENING = 0.02
 
 
