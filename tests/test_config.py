@@ -100,7 +100,7 @@ def test_a_token_group_fits_the_model_and_the_ranks_or_is_refused(tmp_path: Path
     assert group(6, 3, "parallel.token_group=2") == 2
     refused = {
         ("parallel.token_group=3",): "parallel.token_group is 3: tokens = 8 cannot be shared evenly among the 3 ranks",
-        ("parallel.token_group=4",): r"4, into groups of which 6 ranks cannot be divided; use one of \[1, 2\], or a",
+        ("parallel.token_group=4",): r"4, which does not divide the number of ranks, 6; use one of \[1, 2\], or a",
         ("parallel.token_group=2", "model.arch=mlp"): "is 2, but model.arch = mlp has no tokens; use 1",
         ("parallel.token_group=2", "model.ablation=all_share"): "2: ablation = all_share reads all tokens at once",
         ("parallel.token_group=2", "optimizer.dense.kind=muon"): "optimizer.dense.kind is muon, which wants whole",

@@ -58,5 +58,5 @@ def test_a_token_group_that_does_not_fit_is_refused_before_anything_starts(tmp_p
     done = job.command(1, "train", "parallel.token_group=2")
     assert done.returncode == 2
     assert (
-        "parallel.token_group is 2, into groups of which 1 ranks cannot be divided; use one of [1], or a" in done.stderr
+        "parallel.token_group is 2, which does not divide the number of ranks, 1; use one of [1], or a" in done.stderr
     )
