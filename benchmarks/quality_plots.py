@@ -47,7 +47,7 @@ def active_ratios(study: Study) -> Figure | None:
     drawn = False
     for axes, part in zip(panels, ("validation", "test"), strict=True):
         for offset, routing in enumerate(ROUTINGS):
-            arms = {ratio: study.named(moe_name(routing, ratio)) for ratio in RATIOS}
+            arms = {ratio: study.named(moe_name(routing, ratio)) for ratio in sorted(RATIOS)}
             values = {ratio: auc for ratio, arm in arms.items() if arm and (auc := study.auc(arm, part))}
             if values:
                 means, halves = zip(*map(mean_interval, values.values()), strict=True)
