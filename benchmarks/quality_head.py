@@ -31,7 +31,7 @@ from benchmarks.run_cache import Cache, Result, Run, affordable, estimate_second
 
 DTSI = [routing for routing in ROUTINGS if routing.startswith("dtsi")]
 QUARTER = functools.partial(moe_name, ratio=0.25)
-BEST = {"moe": 1, "settle": 1, "extras": 1}  # finalists among the arms that are not finalists anyway
+BEST = {"moe": 1, "settle": 1, "extras": 2}  # finalists among the arms that are not finalists anyway
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

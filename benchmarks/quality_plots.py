@@ -53,7 +53,7 @@ def active_ratios(study: Study) -> Figure | None:
                 means, halves = zip(*map(mean_interval, values.values()), strict=True)
                 bars = [half if math.isfinite(half) else 0.0 for half in halves]
                 places = [ratio * 1.03 ** (offset - 2) for ratio in values]
-                axes.errorbar(places, means, yerr=bars, fmt="o-", capsize=3, label=routing)
+                axes.errorbar(places, means, yerr=bars, fmt="o-", color=f"C{offset}", capsize=3, label=routing)
                 drawn = True
         dense = study.auc(study.arms[0], part)
         if dense:
