@@ -44,7 +44,7 @@ class Run:
     part: str
 
     def key(self, data_digest: str = "") -> str:
-        """SHA-256 of the resolved configuration, without paths, and of the split."""
+        """SHA-256 of the resolved configuration, without paths and ranks, and of the split."""
         split = [SPLIT_SEED, TEST_SHARE, VALIDATION_SHARE, data_digest]
         return hashlib.sha256(json.dumps([_resolved(self), self.part, split], sort_keys=True).encode()).hexdigest()
 
@@ -52,7 +52,7 @@ class Run:
 @functools.cache
 def _resolved(run: Run) -> dict[str, Any]:
     tree = dump_config(load_config(run.config, [*run.overrides, f"train.seed={run.seed}"]))
-    del tree["run"]
+    del tree["run"], tree["parallel"]  # a run here is one rank: how it is shared among ranks is not asked
     for path in ("train", "evaluate", "test"):
         del tree["data"][path]
     return tree
