@@ -21,12 +21,13 @@ export PIP_NO_INPUT := 1
 stage = @echo "$(1)"; { $(2); } >>$(LOG) 2>&1 </dev/null || { tail -n 5 $(LOG); echo "failed: $(1); see $(LOG)"; exit 1; } >&2
 
 .DELETE_ON_ERROR:
-.PHONY: help venv test test-gpu demo lint types lock clean
+.PHONY: help venv test test-gpu test-nodes demo lint types lock clean
 
 help:
 	@echo "make demo   train on MovieLens-100K in two processes and show how good the model is"
 	@echo "make test   run the tests"
 	@echo "make test-gpu DEVICE=cuda   check and measure the head on a GPU; says so where there is none"
+	@echo "make test-nodes   as root: jobs over two network namespaces and on a Slurm of their own"
 	@echo "make lint types lock clean venv"
 
 venv: $(INSTALLED)
@@ -44,13 +45,16 @@ $(INSTALLED): requirements/$(DEVICE).txt setup.cfg pyproject.toml
 	@touch $@
 
 # torchrun must be found by name; the rest of the recipes name their programs in full.
-test test-gpu demo: export PATH := $(BIN):$(PATH)
+test test-gpu test-nodes demo: export PATH := $(BIN):$(PATH)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q
 
 test-gpu: $(INSTALLED)
 	$(BIN)/python -m benchmarks.gpu
+
+test-nodes: $(INSTALLED)
+	$(BIN)/python -m pytest -q -m nodes
 
 data/ml-100k: | $(INSTALLED)
 	$(BIN)/rankmixer data ml-100k --out $@
