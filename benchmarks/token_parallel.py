@@ -108,7 +108,9 @@ def time_rows(
             row |= {f"{way}: {part}": value for part, value in {**parts, "optimizer": optimizer}.items()}
         rows.append({**row, "tokens / DDP, median [min-max]": ratio})
         result |= {f"step_time_ratio_ddp_b{B}": ratio, f"step_time_ratio_ddp_b{B}_unstable": ratio.unstable}
-    result["crossover_batch"] = crossover(batches, steps["tokens"], steps["DDP"])
+    crossing = crossover(batches, steps["tokens"], steps["DDP"])
+    measured = crossing is not None and crossing <= max(batches)
+    result["crossover_batch" if measured or crossing is None else "crossover_batch_extrapolated"] = crossing
     return rows, result
 
 
