@@ -15,7 +15,7 @@ from pathlib import Path
 
 # A process dies with the one that started it: a test that is killed takes its hosts along.
 _BOUND = ["setpriv", "--pdeathsig", "KILL"]
-_NAMES = "127.0.0.1 localhost\n10.77.0.1 node-0\n10.77.0.2 node-1\n"
+_NAMES = "127.0.0.1 localhost\n10.77.0.1 node-0\n10.77.0.2 node-1\n10.77.0.3 node-2\n"
 # Names come from that file alone: there is no server to ask.
 _SWITCH = "passwd: files\ngroup: files\nhosts: files\n"
 _SET_UP = """set -e
@@ -33,21 +33,23 @@ def cannot_make_hosts() -> str | None:
     """Why two hosts cannot be made here, or None."""
     missing = [name for name in ("ip", "nsenter", "setpriv", "unshare") if shutil.which(name) is None]
     if missing:
-        return f"two hosts need {' and '.join(missing)} (Debian: iproute2, util-linux)"
+        return f"two hosts as network namespaces need {' and '.join(missing)} (Debian: iproute2, util-linux)"
     if os.geteuid() != 0:
-        return "two hosts need root"
+        return "two hosts as network namespaces need root"
     # What Host does, tried out: a container's root may lack the right to any of these.
     attempt = "mount --make-rprivate / && ip link add one type veth peer name two && ip link set lo up"
     command = ["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--mount-proc", "sh", "-c", attempt]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return None if done.returncode == 0 else f"two hosts cannot be made here: {done.stderr.strip()}"
+    return (
+        None if done.returncode == 0 else f"two hosts as network namespaces cannot be made here: {done.stderr.strip()}"
+    )
 
 
 class Host:
     """One host: a network of its own, a name, and the processes that run on it.
 
     Args:
-        number: 0 or 1; the host is node-NUMBER, at 10.77.0.(NUMBER + 1).
+        number: the host is node-NUMBER, at 10.77.0.(NUMBER + 1).
         etc: folder with the files that lie over those of /etc.
     """
 
@@ -125,11 +127,11 @@ class Network:
         """Join the cable again."""
         _ip(self.hosts[1], "link", "set", "eth0", "up")
 
-    def replace(self, number: int) -> None:
-        """Put a new host in the place of one that is gone as by a power cut: no connection is told."""
-        _ip(self.hosts[number], "link", "delete", "eth0")
-        self.hosts[number].close()
-        self.hosts[number] = Host(number, self.folder)
+    def replace(self) -> None:
+        """Put node-2 in the place of node-1, which is gone as by a power cut: no connection is told."""
+        _ip(self.hosts[1], "link", "delete", "eth0")
+        self.hosts[1].close()
+        self.hosts[1] = Host(2, self.folder)
         self._lay_cable()
 
     def close(self) -> None:
