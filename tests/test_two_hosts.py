@@ -28,7 +28,7 @@ STEPS = 700
 EVERY = 300  # steps between checkpoints: seconds
 LOSS = 350  # the step after which something is lost
 TIMEOUT = "run.timeout_seconds=20"  # more than the time between the starts of two processes on a busy machine
-LIMIT = 240  # seconds after which a test gives up waiting; without TIMEOUT collectives may take 600
+LIMIT = 500  # seconds after which a test gives up waiting; without TIMEOUT collectives may take 600
 
 
 class TwoHostJob:
