@@ -33,8 +33,9 @@ def is_user_error(error: BaseException) -> bool:
 def run_reporting_errors(command: Callable[[], None]) -> int:
     """Run a command and return its exit status: 0, 2 for the user's mistakes, 1 for anything else.
 
-    Under torchrun the message goes to torchelastic's error file, which the agent prints once. Every rank may see the
-    same mistake: rank 0 speaks first, the others wait to be stopped, and speak only if they were not.
+    Under torchrun the message goes to torchelastic's error file, which the agent prints once, when it ends, or to
+    stderr if the agent will start the processes again. Every rank may see the same mistake: rank 0 speaks first, the
+    others wait to be stopped, and speak only if they were not.
     """
     try:
         command()
@@ -60,6 +61,13 @@ def _seconds_before_speaking() -> float:
 
 def _report(message: str) -> None:
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    restarts, allowed = (int(os.environ.get(f"TORCHELASTIC_{name}", "0")) for name in ("RESTART_COUNT", "MAX_RESTARTS"))
+    if restarts < allowed:
+        # This host's agent will start the processes again, and then passes over the file in silence.
+        path = None
+        message += (
+            f"\nrankmixer: torchrun starts again, restart {restarts + 1} of {allowed}, once all hosts have joined"
+        )
     if path is None:
         print(message, file=sys.stderr, flush=True)
         return

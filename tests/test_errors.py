@@ -13,7 +13,8 @@ from pipeline.train_pipeline import PeerFailed
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(errors, "SECONDS_TO_BE_STOPPED", 0.0)
-    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
+    for name in ("ERROR_FILE", "RESTART_COUNT", "MAX_RESTARTS"):
+        monkeypatch.delenv(f"TORCHELASTIC_{name}", raising=False)
 
 
 def test_the_users_mistake_is_one_sentence_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,6 +40,25 @@ def test_a_worker_speaks_through_torchelastics_error_file(
     assert record["message"].startswith("rankmixer: error: nowhere.yaml")
     assert "py_callstack" not in record["extraInfo"]
     assert capsys.readouterr().err == ""
+
+
+def test_what_the_agent_would_keep_to_itself_is_on_stderr(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(path))
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
+    for restarts, said in ((0, "restart 1 of 2"), (1, "restart 2 of 2")):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(restarts))
+        run_reporting_errors(lambda: print(load_config("nowhere.yaml")))
+        mistake, again = capsys.readouterr().err.splitlines()
+        assert mistake.startswith("rankmixer: error: nowhere.yaml")
+        assert said in again
+        assert not path.exists()
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    run_reporting_errors(lambda: print(load_config("nowhere.yaml")))
+    assert capsys.readouterr().err == ""
+    assert path.exists()
 
 
 def test_a_rank_whose_peer_failed_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
