@@ -12,6 +12,7 @@ from torch import nn
 from embeddings.kinds import DTYPES, KERNELS, SHARDINGS
 from launch.model_config import ModelConfig, ParallelConfig, check_tokens, check_torchrec
 from pipeline.features import Strict, read_text
+from pipeline.sampling import Sampling
 from pipeline.schema import Schema, explain
 
 NonNegativeFloat = Annotated[float, Field(ge=0)]
@@ -27,6 +28,7 @@ class DataConfig(Strict):
     evaluate_batch_size: PositiveInt = Field(8192, description="global batch size of evaluation and prediction")
     window_rows: PositiveInt = Field(262_144, description="rows shuffled together; memory grows with it")
     threads: PositiveInt = Field(2, description="threads that prepare batches ahead, on each rank")
+    sample: Sampling | None = Field(None, description="train on a share of the rows, others in every epoch")
 
 
 class DenseOptimizerConfig(Strict):
@@ -161,6 +163,11 @@ class Config(Strict):
             raise ValueError(
                 f"tables {taken} of the feature schema bear names that torch.nn.ModuleDict does not take; name another "
                 "`table:`, or rename the feature and give its `column:`"
+            )
+        negatives_of = self.data.sample and self.data.sample.negatives_of
+        if negatives_of and negatives_of not in self.feature_schema.labels:
+            raise ValueError(
+                f"data.sample.negatives_of is {negatives_of!r}; the schema's labels are {self.feature_schema.tasks}"
             )
         unknown = set(self.plan.tables) - set(self.feature_schema.tables)
         if unknown:

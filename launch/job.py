@@ -40,6 +40,7 @@ def training_reader(config: Config, ranks: Ranks) -> BatchReader:
         window_rows=config.data.window_rows,
         threads=config.data.threads,
         pin=ranks.device.type == "cuda",
+        sampling=config.data.sample,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from itertools import repeat
 
@@ -19,6 +20,7 @@ from pipeline.files import ParquetFile, RowGroup
 from pipeline.order import Part, Window, permutation, windows
 from pipeline.prefetch import prefetch
 from pipeline.rows import Place, RawRows
+from pipeline.sampling import Sampler, Sampling
 
 BATCHES_AHEAD = 4
 Prepared = tuple[Block, Counter[str]]
@@ -39,9 +41,10 @@ class BatchReader:
         window_rows: rows of a window at least; without shuffling a giant row group is decoded in pieces of this size.
         threads: windows prepared at a time.
         pin: put batches into pinned memory.
+        sampling: leave rows out; only with shuffle.
 
     Raises:
-        ValueError: a batch size that the ranks do not divide, and other numbers that cannot be.
+        ValueError: a batch size that the ranks do not divide, and other numbers that cannot be; no row is left.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class BatchReader:
         window_rows: int = 262_144,
         threads: int = 2,
         pin: bool = False,
+        sampling: Sampling | None = None,
     ) -> None:
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -77,7 +81,6 @@ class BatchReader:
             raise ValueError(f"rank: found {rank}; expected 0 to {world_size - 1}")
         self.dataset = dataset
         self.batch_size = batch_size
-        self.num_rows = dataset.files.num_rows
         self.mended: Counter[str] = Counter()
         """What the schema's policies mended on this rank, in the batches handed out so far."""
         self._rank = rank
@@ -88,6 +91,17 @@ class BatchReader:
         self._threads = threads
         self._pin = pin
         self._groups = dataset.files.row_groups
+        self._sampling = sampling
+        self._sizes = [group.num_rows for group in self._groups]
+        if sampling is not None:
+            assert shuffle, "rows are left out of whole windows"
+            self._sampler = Sampler(dataset, sampling, seed)
+            self._sizes = self._sampler.sizes
+            if not any(self._sizes):
+                rows = dataset.files.num_rows
+                raise ValueError(f"data.sample: keep {sampling.keep} leaves none of {rows} rows; keep more")
+        self.num_rows = sum(self._sizes)
+        """Rows of an epoch."""
 
     def steps(self, row: int = 0) -> int:
         """Steps from `row` to the end of the epoch; the last may be partly padding."""
@@ -156,8 +170,7 @@ class BatchReader:
 
     def _blocks(self, epoch: int, part: Part, buffers: Buffers) -> Iterator[Callable[[], Prepared]]:
         """What to call for each block of this rank's rows, in order."""
-        sizes = [group.num_rows for group in self._groups]
-        for window in windows(sizes, self._window_rows, self._seed, epoch, self._shuffle):
+        for window in windows(self._sizes, self._window_rows, self._seed, epoch, self._shuffle):
             if window.start >= part.end:
                 return
             if not self._shuffle and window.num_rows > 2 * self._window_rows and len(window.row_groups) == 1:
@@ -174,7 +187,19 @@ class BatchReader:
                 file = self._file(group)
                 places.append(Place(file.path, group.index, group.first_row, group.num_rows))
                 reads.append(self.dataset.decoder.open(file, group.index, group.num_rows, stack))
-            return self._build(places, reads, np.concatenate([order[here] for here in slices]), buffers)
+            rows = np.concatenate([order[here] for here in slices])
+            if self._sampling is not None:
+                return self._sampled(RawRows(places, reads, None), window, epoch, rows, buffers)
+            return self._build(places, reads, rows, buffers)
+
+    def _sampled(self, raw: RawRows, window: Window, epoch: int, rows: np.ndarray, buffers: Buffers) -> Prepared:
+        """A block of some of the rows that are kept; those that might not have been weigh more."""
+        assert self._sampling is not None
+        raw.rows = self._sampler.choose(raw, window.row_groups, epoch)[rows]
+        builder = BlockBuilder(self.dataset, raw, buffers)
+        block = builder.build()
+        factors_N = self._sampling.factors(block.labels_KN, self.dataset.schema.tasks)
+        return replace(block, weights_N=block.weights_N * factors_N), builder.mended
 
     def _streamed(self, group: RowGroup, start: int, part: Part, buffers: Buffers) -> Iterator[Callable[[], Prepared]]:
         """A giant row group, piece by piece, so that memory stays bounded."""
