@@ -141,7 +141,7 @@ def _drift(changes: Json) -> Table:
                 _number(change["js_distance"]),
                 _number(change["js_by_chance"]),
                 _share(change.get("unseen")),
-                "-" if shift is None else f"{shift:+.2f} std",
+                "-" if shift is None else f"{round(shift, 2) + 0.0:+.2f} std",
                 "yes" if change["drifted"] else "",
             )
     for name, change in changes["labels"].items():

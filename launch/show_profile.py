@@ -96,9 +96,10 @@ def findings(found: Json) -> list[str]:
             value, share = heaviest[0]["value"], heaviest[0]["share"]
             sentences.append(f"{name}: {value!r} takes {share:.0%} of lookups; if it means missing, make it null")
     for name, number in profile["numbers"].items():
-        if (inputs := number["input"]) and max(abs(inputs["mean"] or 0.0), inputs["std"] or 0.0) > UNSCALED:
-            sizes = f"a mean of {inputs['mean']:.4g} and a standard deviation of {inputs['std']:.4g}"
-            sentences.append(f"{name}: what the model gets has {sizes}; `standardise` makes them 0 and 1")
+        mean, std = ((number["input"] or {}).get(key) or 0.0 for key in ("mean", "std"))
+        if std > 0 and max(abs(mean), std) > UNSCALED:
+            sizes = f"mean {mean:.4g} and standard deviation {std:.4g}"
+            sentences.append(f"{name}: the model gets numbers of {sizes}; `standardise` makes them 0 and 1")
     for kind in ("numbers", "labels"):
         for name, column in profile[kind].items():
             if column["refused"]["count"]:
