@@ -15,6 +15,7 @@ from rich.text import Text
 from launch.paths import check_output
 from launch.profile_tables import Json, tables
 from pipeline.data_profile import DataProfile
+from pipeline.dataset import ParquetDataset
 from pipeline.drift import drift
 from pipeline.files import ParquetFiles
 from pipeline.schema import Schema
@@ -34,13 +35,17 @@ def show_profile(paths: Sequence[str], schema: Schema, against: Sequence[str] = 
         out: path or fsspec URL of a file that must not exist.
 
     Raises:
-        ValueError: a path without files, columns that do not fit, a row group that cannot be read, or `out` exists.
+        ValueError: a path without files, columns that do not fit, a row group that cannot be read, or `out` exists or
+            cannot be written.
     """
     if out is not None:
         check_output(out)
+        _make_folder(out)
     profile = DataProfile(ParquetFiles.open(paths), schema)
     other = DataProfile(ParquetFiles.open(against), schema) if against else None
     if other is not None:
+        # What the ones have as integers the others must not have as strings.
+        ParquetDataset(ParquetFiles([*profile.files.files, *other.files.files]), schema)
         _read(other, None)  # first: while the files of `paths` are read, one looks out for its ids
     _read(profile, other)
     found = {
@@ -60,12 +65,18 @@ def _read(profile: DataProfile, other: DataProfile | None) -> None:
         profile.read(other, lambda rows: progress.update(task, completed=rows))
 
 
+def _make_folder(out: str) -> None:
+    filesystem, path = fsspec.core.url_to_fs(out)
+    try:
+        filesystem.makedirs(posixpath.dirname(path), exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{out} cannot be written: {error}; give another --out") from None
+
+
 def _write(out: str, text: str) -> None:
     """The file appears whole or not at all."""
     filesystem, path = fsspec.core.url_to_fs(out)
-    folder, name = posixpath.split(path)
-    filesystem.makedirs(folder, exist_ok=True)
-    unfinished = posixpath.join(folder, f".{name}.unfinished")
+    unfinished = f"{path}.unfinished"
     filesystem.pipe_file(unfinished, text.encode())
     filesystem.mv(unfinished, path)
 

@@ -72,13 +72,14 @@ def _ids(first: IdProfile, second: IdProfile) -> dict[str, Any]:
 def _numbers(first: NumberProfile, second: NumberProfile) -> dict[str, Any]:
     one, two = first.sample, second.sample
     finite = one[np.isfinite(one)]
-    edges = np.unique(np.quantile(finite, np.linspace(0, 1, EDGES))) if len(finite) else finite
+    edges = np.unique(np.quantile(finite, np.linspace(0, 1, EDGES), method="inverted_cdf")) if len(finite) else finite
     distance, chance = js_distance(_histogram(one, edges), _histogram(two, edges))
     a, b = first.moments, second.moments
+    shift = (b.mean - a.mean) / a.std if a.count and b.count and a.std > 0 else math.nan
     return {
         "js_distance": distance,
         "js_by_chance": chance,
-        "mean_shift": (b.mean - a.mean) / a.std if a.count and b.count and a.std > 0 else None,
+        "mean_shift": shift if math.isfinite(shift) else None,
         "drifted": _far(distance, chance),
     }
 

@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from pipeline.bags import Bags
 from pipeline.features import Id, IdList
-from pipeline.id_counts import IdCounts, KeySpace
+from pipeline.id_counts import IdCounts
 from pipeline.ids import BAD, NULL, IdEncoder
+from pipeline.key_counts import KeySpace
 from pipeline.number_profile import FirstPlace
 from pipeline.rows import Place
 
@@ -107,7 +108,7 @@ class IdProfile:
 
     def _name_heaviest(self, chunk: pa.Array, bags: Bags, keys: np.ndarray, with_id: np.ndarray) -> None:
         """Keep the raw values of the ids that are the heaviest now; what rises later is in that chunk itself."""
-        heaviest = self.counts.strata()[0].heaviest(NAMED).keys.tolist()
+        heaviest = self.counts.known.heaviest(NAMED).keys.tolist()
         self._values = {key: self._values[key] for key in heaviest if key in self._values}
         for key in heaviest:
             if key not in self._values and len(places := np.flatnonzero(keys == key)):
@@ -128,7 +129,7 @@ class IdProfile:
 
     def to_json(self) -> dict[str, Any]:
         counts, lookups = self.counts, max(self.counts.lookups, 1)
-        heaviest = counts.strata()[0].heaviest(NAMED)
+        heaviest = counts.known.heaviest(NAMED)
         order = np.argsort(-heaviest.counts, kind="stable")
         return {
             "column": self.column,

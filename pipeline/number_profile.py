@@ -140,7 +140,9 @@ class NumberProfile:
     def to_json(self) -> dict[str, Any]:
         sample = self.sample
         sample = sample[np.isfinite(sample)]
-        quantiles = np.quantile(sample, QUANTILES).tolist() if len(sample) else [None] * len(QUANTILES)
+        quantiles = (
+            np.quantile(sample, QUANTILES, method="inverted_cdf").tolist() if len(sample) else [None] * len(QUANTILES)
+        )
         return {
             "column": self.column,
             "nulls": self.nulls,

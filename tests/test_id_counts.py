@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from pipeline.hashing import hash_integers
-from pipeline.id_counts import BINS, IdCounts, KeySpace
+from pipeline.id_counts import BINS, IdCounts
+from pipeline.key_counts import KeySpace
 
 CAPACITY = 2048
 

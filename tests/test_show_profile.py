@@ -75,16 +75,23 @@ def test_drift_between_two_globs(job: Job, capsys: pytest.CaptureFixture[str]) -
         ),
         (["{train}", "--config", "{config}", "--against", "{train}/no"], "no: found no file; expected a Parquet file"),
         (["{train}", "--config", "{config}", "--out", "{config}"], "run.yaml exists; remove it or give another --out"),
+        (["{train}", "--config", "{config}", "--out", "{config}/a.json"], "a.json cannot be written: "),
         (["{train}", "--config", "{config}.no"], "run.yaml.no: cannot be read"),
+        (
+            ["{train}", "--config", "{config}", "--against", "{typed}"],
+            "typed.parquet, column 'city': found type int64; expected string as in ",
+        ),
         (["{other}", "--config", "{config}"], "column 'like': found no such column; expected one, for label 'like'."),
     ],
 )
 def test_mistakes_are_one_sentence(
     job: Job, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = job.folder / "other.parquet"
-    pq.write_table(pq.read_table(job.folder / "train" / "a.parquet").drop_columns("like"), other)
-    named = {"train": job.folder / "train", "config": job.config, "other": other}
+    table = pq.read_table(job.folder / "train" / "a.parquet")
+    other, typed = job.folder / "other.parquet", job.folder / "typed.parquet"
+    pq.write_table(table.drop_columns("like"), other)
+    pq.write_table(table.set_column(table.schema.get_field_index("city"), "city", table["user"]), typed)
+    named = {"train": job.folder / "train", "config": job.config, "other": other, "typed": typed}
     assert main(["data", "profile", *(argument.format(**named) for argument in arguments)]) == 2
     error = capsys.readouterr().err
     assert message in error
