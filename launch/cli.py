@@ -118,7 +118,8 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    data = commands.add_parser("data", help="Make Parquet data.", description="Make Parquet data.")
+    summary = "Make Parquet data, or see what is in it."
+    data = commands.add_parser("data", help=summary, description=summary)
     sources = data.add_subparsers(required=True, metavar="SOURCE", dest="source_kind")
     for name, summary in (
         ("ml-100k", "MovieLens-100K, from the RecBole wheel or an official ml-100k.zip"),
@@ -137,6 +138,20 @@ def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     csv.add_argument("file", help="CSV file with a header line")
     csv.add_argument("--out", required=True, help="directory to write")
     data.set_defaults(command=_data)
+    summary = "print what Parquet files hold, as the feature schema reads them, and write it as JSON"
+    profile = sources.add_parser(
+        "profile",
+        help=summary,
+        description=summary,
+        epilog="example: rankmixer data profile data/day-1 --config my.yaml --against data/day-2 --out day-1.json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    profile.add_argument("files", nargs="+", help="Parquet files: paths, globs, directories or URLs")
+    profile.add_argument("--config", required=True, help="configuration file; only its feature_schema matters")
+    profile.add_argument(
+        "--against", nargs="+", default=[], metavar="FILES", help="other files, to show the drift to them"
+    )
+    profile.add_argument("--out", help="JSON file to write; must not exist")
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -212,6 +227,12 @@ def _data(arguments: argparse.Namespace) -> None:
         from pipeline.synthetic import write_synthetic
 
         write_synthetic(arguments.out, arguments.rows, arguments.seed)
+    elif arguments.source_kind == "profile":
+        from launch.config import load_config
+        from launch.show_profile import show_profile
+
+        schema = load_config(arguments.config).feature_schema
+        show_profile(arguments.files, schema, arguments.against, arguments.out)
     else:
         from pipeline.movielens import write_ml_1m, write_ml_100k
 

@@ -122,7 +122,7 @@ class ColumnProfile:
         seen = f"{seen}, {self.least:.0f} to {self.most:.0f}; if it is a quantity: kind: number"
         if self.least >= 0 and self.most < min(MAX_RANGE, 1000 + 16 * len(self.values)):
             rows = int(self.most) + 1
-            return self._line({"kind": "id", "range": rows, "dim": _dim(rows)}, seen)
+            return self._line({"kind": "id", "range": rows, "dim": suggest_dim(rows)}, seen)
         return self._line({"kind": "id", **_hashed(len(self.values))}, seen)
 
     def _number(self) -> str:
@@ -145,13 +145,30 @@ class ColumnProfile:
 
 
 def _hashed(distinct: int) -> dict[str, object]:
-    """Four buckets a value, so that few values share one."""
-    buckets = 1 << max(4 * distinct - 1, 15).bit_length() if distinct < MAX_DISTINCT else 1 << 22
-    return {"buckets": buckets, "dim": _dim(distinct)}
+    buckets = suggest_buckets(distinct) if distinct < MAX_DISTINCT else 1 << 22
+    return {"buckets": buckets, "dim": suggest_dim(distinct)}
 
 
-def _dim(rows: int) -> int:
-    return 8 if rows <= 64 else 16
+def suggest_buckets(distinct: int) -> int:
+    """Four buckets an id at least, a power of two: then about a fifth of the ids or fewer share one.
+
+    For one in a hundred it would take a hundred buckets an id.
+
+    >>> suggest_buckets(1000)
+    4096
+    """
+    return 1 << max(4 * distinct - 1, 15).bit_length()
+
+
+def suggest_dim(distinct: int) -> int:
+    """8 for up to 64 ids, 16 up to 65,536, then their fourth root, as a multiple of 4.
+
+    The fourth root is a rule of thumb of the TensorFlow team ("Introducing TensorFlow Feature Columns", 2017).
+
+    >>> [suggest_dim(ids) for ids in (2, 1000, 1_000_000, 100_000_000)]
+    [8, 16, 32, 100]
+    """
+    return 8 if distinct <= 64 else max(16, math.ceil(distinct**0.25 / 4) * 4)
 
 
 def _count(distinct: int) -> str:

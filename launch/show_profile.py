@@ -1,0 +1,131 @@
+"""`rankmixer data profile`: what the data hold, as tables and as JSON."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import sys
+from collections.abc import Sequence
+
+import fsspec
+from rich.console import Console
+from rich.progress import Progress
+from rich.text import Text
+
+from launch.paths import check_output
+from launch.profile_tables import Json, tables
+from pipeline.data_profile import DataProfile
+from pipeline.dataset import ParquetDataset
+from pipeline.drift import drift
+from pipeline.files import ParquetFiles
+from pipeline.schema import Schema
+
+VERSION = 1  # of the JSON: raised when a key changes its meaning or goes
+FILES_SHOWN = 5
+UNSCALED = 10.0  # a dense input whose mean or deviation is beyond this should be standardised
+
+
+def show_profile(paths: Sequence[str], schema: Schema, against: Sequence[str] = (), out: str | None = None) -> None:
+    """Read the files, print what they hold, and write it to `out` as JSON.
+
+    Args:
+        paths: of the Parquet files.
+        schema: how they are read.
+        against: paths of other files; with them the drift from `paths` to these is shown too.
+        out: path or fsspec URL of a file that must not exist.
+
+    Raises:
+        ValueError: a path without files, columns that do not fit, a row group that cannot be read, or `out` exists or
+            cannot be written.
+    """
+    if out is not None:
+        check_output(out)
+        _make_folder(out)
+    profile = DataProfile(ParquetFiles.open(paths), schema)
+    other = DataProfile(ParquetFiles.open(against), schema) if against else None
+    if other is not None:
+        # What the ones have as integers the others must not have as strings.
+        ParquetDataset(ParquetFiles([*profile.files.files, *other.files.files]), schema)
+        _read(other, None)  # first: while the files of `paths` are read, one looks out for its ids
+    _read(profile, other)
+    found = {
+        "version": VERSION,
+        "profile": profile.to_json(),
+        "against": None if other is None else other.to_json(),
+        "drift": None if other is None else drift(profile, other),
+    }
+    _print(found)
+    if out is not None:
+        _write(out, json.dumps(found, indent=1, allow_nan=False) + "\n")
+
+
+def _read(profile: DataProfile, other: DataProfile | None) -> None:
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task(f"{profile.files.files[0].path} ...", total=profile.rows)
+        profile.read(other, lambda rows: progress.update(task, completed=rows))
+
+
+def _make_folder(out: str) -> None:
+    filesystem, path = fsspec.core.url_to_fs(out)
+    try:
+        filesystem.makedirs(posixpath.dirname(path), exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{out} cannot be written: {error}; give another --out") from None
+
+
+def _write(out: str, text: str) -> None:
+    """The file appears whole or not at all."""
+    filesystem, path = fsspec.core.url_to_fs(out)
+    unfinished = f"{path}.unfinished"
+    filesystem.pipe_file(unfinished, text.encode())
+    filesystem.mv(unfinished, path)
+
+
+def _print(found: Json) -> None:
+    console = Console()
+    profile = found["profile"]
+    console.print(f"{profile['rows']:,} rows, {profile['files']:,} files, {profile['row_groups']:,} row groups")
+    for table in tables(found):
+        console.print(table)
+    if any(ids["distinct_error"] for ids in profile["ids"].values()):
+        limit = profile["exact_up_to"]
+        console.print(f"~ estimated, because there are more than {limit:,} ids; the JSON has the error", soft_wrap=True)
+    for sentence in findings(found):
+        console.print(Text(f"- {sentence}"), soft_wrap=True)
+
+
+def findings(found: Json) -> list[str]:
+    """What a person should look at, a sentence each."""
+    profile, sentences = found["profile"], []
+    for name, ids in profile["ids"].items():
+        bad, heaviest = ids["bad"], ids["heaviest"][:1]
+        if bad["count"]:
+            result = {"fail": "training stops there", "reserve": "they go to the reserved row"}
+            what = result.get(bad["policy"], "their rows are dropped")
+            sentences.append(f"{name}: {bad['count']:,} ids have no place, the first in {_place(bad)}; {what}")
+        if heaviest and heaviest[0]["share"] > 0.5 and ids["distinct"] > 2:
+            value, share = heaviest[0]["value"], heaviest[0]["share"]
+            sentences.append(f"{name}: {value!r} takes {share:.0%} of lookups; if it means missing, make it null")
+    for name, number in profile["numbers"].items():
+        mean, std = ((number["input"] or {}).get(key) or 0.0 for key in ("mean", "std"))
+        if std > 0 and max(abs(mean), std) > UNSCALED:
+            sizes = f"mean {mean:.4g} and standard deviation {std:.4g}"
+            sentences.append(f"{name}: the model gets numbers of {sizes}; `standardise` makes them 0 and 1")
+    for kind in ("numbers", "labels"):
+        for name, column in profile[kind].items():
+            if column["refused"]["count"]:
+                count, where = column["refused"]["count"], _place(column["refused"])
+                sentences.append(f"{name}: {count:,} values that training refuses, the first in {where}")
+    for name, label in profile["labels"].items():
+        departing = sorted((file for file in label["files"] if file["departs"]), key=lambda file: -abs(file["z"]))
+        for file in departing[:FILES_SHOWN]:
+            rates = f"{file['rate']:.2%}, over all files {label['rate']:.2%}"
+            sentences.append(f"{name}: {file['file']} has {rates} ({file['z']:+.0f} standard deviations)")
+        if len(departing) > FILES_SHOWN:
+            sentences.append(f"{name}: and {len(departing) - FILES_SHOWN:,} more files depart")
+    return sentences
+
+
+def _place(wrong: Json) -> str:
+    first = wrong["first"]
+    return f"{first['file']}, row group {first['row_group']}, row {first['row']}"
