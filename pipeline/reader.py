@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from functools import partial
+from inspect import GEN_RUNNING, getgeneratorstate
 from itertools import repeat
 
 import numpy as np
@@ -132,7 +133,7 @@ class BatchReader:
                 yield batch
         finally:
             ahead.close()
-            if not batches.gi_running:  # in a thread that waits for a read which will not end
+            if getgeneratorstate(batches) != GEN_RUNNING:  # in a thread that waits for a read which will not end
                 batches.close()
 
     def _batches(self, epoch: int, part: Part) -> Generator[tuple[Batch, Counter[str]], None, None]:

@@ -35,6 +35,13 @@ def wrong_footer(path: Path) -> None:
     path.write_bytes(data[:-60] + b"\xff" * 52 + data[-8:])
 
 
+def other_count(path: Path) -> None:
+    """A footer that counts 13 rows, in Thrift's zigzag 26, over row groups of 12."""
+    data = whole(path.parent, table())
+    assert data.count(b"\x16\x18\x19") == 1  # the 64-bit number 12, then a list
+    path.write_bytes(data.replace(b"\x16\x18\x19", b"\x16\x1a\x19"))
+
+
 def encrypted(path: Path) -> None:
     """What an encrypted footer looks like to a reader without keys."""
     path.write_bytes(b"PARE" + whole(path.parent, table())[4:-4] + b"PARE")
@@ -46,6 +53,7 @@ UNREADABLE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "cut in the middle": (no_end, "found a file whose footer cannot be read ("),
     "wrong magic": (lambda path: path.write_text("user,click\n1,0\n" * 9), "magic bytes not found in footer"),
     "damaged footer": (wrong_footer, "found a file whose footer cannot be read ("),
+    "rows that do not add up": (other_count, "cannot be read (it says 13 rows, its row groups [4, 4, 4])"),
     "encrypted": (encrypted, "found a file whose footer cannot be read ("),
 }
 
@@ -164,6 +172,16 @@ def test_types_that_differ_between_files_give_the_same_rows(tmp_path: Path, name
     write(tmp_path / "b.parquet", table().set_column(place, column, array))
     read, _ = batches(tmp_path, shuffle=True)
     assert {row: made for row, made in rows_of(read).items() if row < ROWS} == expected
+
+
+@pytest.mark.parametrize("rows_of_group", [4, 40])
+def test_strings_that_arrow_makes_no_dictionary_of(tmp_path: Path, rows_of_group: int) -> None:
+    encoding = {"city": "DELTA_BYTE_ARRAY", "words": "DELTA_BYTE_ARRAY"}
+    expected = rows_of(batches(write(tmp_path / "plain", table(0, 40)), shuffle=False)[0])
+    options = {"use_dictionary": False, "column_encoding": encoding, "row_group_size": rows_of_group}
+    path = write(tmp_path / "a.parquet", table(0, 40), **options)
+    for shuffle in (False, True):
+        assert rows_of(batches(path, shuffle=shuffle)[0]) == expected
 
 
 def text(values: Sequence[bytes | None]) -> pa.Array:
