@@ -306,14 +306,23 @@ def main() -> None:
     started = time.perf_counter()
     outcomes = fuzz(range(args.cases), args.seed, args.processes)
     counts = Counter(outcome.verdict for outcome in outcomes)
-    rows = []
-    for damage in dict.fromkeys(sorted(outcome.damage.split(":")[0] for outcome in outcomes)):
-        verdicts = Counter(outcome.verdict for outcome in outcomes if outcome.damage.split(":")[0] == damage)
-        rows.append({"damage": damage, "tried": verdicts.total(), **{name: verdicts[name] for name in VERDICTS}})
+    rows = _table("damage", outcomes, [outcome.damage.split(":")[0] for outcome in outcomes])
+    further = {"By shape": _table("shape", outcomes, [outcome.shape for outcome in outcomes])}
     failures = [outcome._asdict() for outcome in outcomes if outcome.verdict == "failure"]
     result = {"tried": len(outcomes), **{name: counts[name] for name in VERDICTS[:-1]}, "failures": len(failures)}
     title = f"{len(outcomes):,} damaged files, seed {args.seed}, {time.perf_counter() - started:.0f} s"
-    report(title, rows, result, record=args.record, further={"Failures": failures} if failures else None)
+    report(title, rows, result, record=args.record, further=further | ({"Failures": failures} if failures else {}))
+
+
+def _table(what: str, outcomes: Sequence[Outcome], names: Sequence[str]) -> list[dict[str, Any]]:
+    """How many cases of each name came to each verdict."""
+    counts = {name: Counter[str]() for name in sorted(set(names))}
+    for name, outcome in zip(names, outcomes, strict=True):
+        counts[name][outcome.verdict] += 1
+    return [
+        {what: name, "tried": some.total(), **{verdict: some[verdict] for verdict in VERDICTS}}
+        for name, some in counts.items()
+    ]
 
 
 if __name__ == "__main__":

@@ -56,8 +56,7 @@ class ParquetDataset:
         uses = list(_uses(schema, labels))
         self.uses = Counter([use.column for use in uses] + list(keys))
         """How often each column is needed to make a block."""
-        columns = [feature.column for feature in schema.features.values()]
-        self.files = _agreeing(files, uses, columns, keys, self.skips)
+        self.files = _agreeing(files, uses, schema.columns(labels=False), keys, self.skips)
         if not self.files.num_rows:
             raise ValueError(_no_rows(self.files))
         self.keys_schema = pa.schema([self.files.schema.field(name) for name in keys])

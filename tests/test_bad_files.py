@@ -158,3 +158,10 @@ def test_two_ranks_train_without_bad_files_and_resume_without_them(tmp_path: Pat
     again = job.result(2, "train", "data.on_bad_file=skip", f"run.directory={tmp_path / 'killed'}")
     assert again == outcome
     assert job.losses("killed") == job.losses()
+
+    evaluation = job.command(1, "evaluate", "data.on_bad_file=skip", f"data.test={train}", "--checkpoint", "latest")
+    assert evaluation.returncode == 0, evaluation.stderr
+    assert json.loads(evaluation.stdout.splitlines()[-1])["bad_files"] == 1  # c.parquet has been mended
+    assert (
+        f"warning: data: set aside: {train / 'd.parquet'}, row group 1: found nothing readable (" in evaluation.stderr
+    )
