@@ -22,4 +22,6 @@ def split_ml_1m(file: str, out: Path) -> None:
     parts = np.split(order, [len(table) - test - validation, len(table) - test])
     for part, indices in zip(PARTS, parts, strict=True):
         (out / part).mkdir(parents=True)
-        pq.write_table(table.take(indices), out / part / "part-00000.parquet", row_group_size=65_536)
+        pq.write_table(
+            table.take(indices), out / part / "part-00000.parquet", row_group_size=65_536, write_page_checksum=True
+        )

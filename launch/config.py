@@ -12,6 +12,7 @@ from torch import nn
 from embeddings.kinds import DTYPES, KERNELS, SHARDINGS
 from launch.model_config import ModelConfig, ParallelConfig, check_tokens, check_torchrec
 from pipeline.features import Strict, read_text
+from pipeline.files import OnBadFile
 from pipeline.sampling import Sampling
 from pipeline.schema import Schema, explain
 
@@ -29,6 +30,12 @@ class DataConfig(Strict):
     window_rows: PositiveInt = Field(262_144, description="rows shuffled together; memory grows with it")
     threads: PositiveInt = Field(2, description="threads that prepare batches ahead, on each rank")
     sample: Sampling | None = Field(None, description="train on a share of the rows, others in every epoch")
+    on_bad_file: OnBadFile = Field(
+        "fail", description="a file that cannot be read: fail, or skip: set aside and reported in bad_files.jsonl"
+    )
+    timeout_seconds: PositiveFloat | None = Field(
+        None, description="limit on reading one footer or row group; default: half of run.timeout_seconds"
+    )
 
 
 class DenseOptimizerConfig(Strict):
@@ -140,6 +147,11 @@ class Config(Strict):
     train: TrainConfig = TrainConfig()
     metrics: MetricsConfig = MetricsConfig()
     run: RunConfig = RunConfig()
+
+    @property
+    def read_seconds(self) -> float:
+        """Limit on one read: by default a rank says which file stalls before the others give up waiting for it."""
+        return self.data.timeout_seconds or self.run.timeout_seconds / 2
 
     @field_validator("feature_schema", mode="before")
     @classmethod

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from launch.bad_files import found_bad, warn_of_bad
 from launch.build import Build, build
 from launch.config import Config
 from launch.distributed import Ranks, check_world_here, cluster_here, process_group
@@ -21,9 +22,11 @@ def evaluate_checkpoint(config: Config, checkpoint: str) -> None:
     check_world_here(config)
     with process_group(config.run.timeout_seconds, config.model.tf32) as ranks:
         built, name = _restored(config, ranks, checkpoint)
-        metrics = evaluate(config, built, ranks, paths).metrics
+        evaluation = evaluate(config, built, ranks, paths)
         if ranks.is_first:
-            print_result({"checkpoint": name, **metrics})
+            warn_of_bad("data", evaluation.bad)
+            counted = {"bad_files": len(evaluation.bad)} if evaluation.bad else {}
+            print_result({"checkpoint": name, **evaluation.metrics, **counted})
 
 
 def predict(config: Config, checkpoint: str, data: str, out: str, keys: Sequence[str]) -> None:
@@ -45,8 +48,11 @@ def predict(config: Config, checkpoint: str, data: str, out: str, keys: Sequence
                 for task_name, column in zip(names, probabilities_BK.unbind(1), strict=True):
                     key_columns = key_columns.append_column(task_name, pa.array(column.numpy()))
                 parts.write(key_columns)
+        bad = found_bad(reader)
         if ranks.is_first:
-            print_result({"checkpoint": name, "rows": reader.num_rows, "out": out})
+            warn_of_bad("--data", bad)
+            counted = {"bad_files": len(bad)} if bad else {}
+            print_result({"checkpoint": name, "rows": reader.num_rows, "out": out, **counted})
 
 
 def _restored(config: Config, ranks: Ranks, checkpoint: str) -> tuple[Build, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 
+from launch.bad_files import Entry, found_bad, open_together
 from launch.build import Build
 from launch.config import Config, dump_config
 from launch.distributed import Ranks
@@ -20,7 +21,6 @@ from launch.paths import group_keys
 from launch.ranker import Output
 from pipeline.batch import Batch
 from pipeline.checkpoint import Checkpoints
-from pipeline.dataset import ParquetDataset
 from pipeline.hashing import hash_integers, hash_strings
 from pipeline.metrics import Metrics
 from pipeline.reader import BatchReader
@@ -28,10 +28,10 @@ from pipeline.train_pipeline import AgreedPipeline
 from rankmixer_head import Activity
 
 
-def training_reader(config: Config, ranks: Ranks) -> BatchReader:
-    """This rank's shuffled training batches."""
+def training_reader(config: Config, ranks: Ranks, set_aside: Mapping[str, str] | None = None) -> BatchReader:
+    """This rank's shuffled training batches, without files that an earlier attempt has set aside. Collective."""
     return BatchReader(
-        ParquetDataset(config.data.train, config.feature_schema),
+        open_together(config, ranks, config.data.train, set_aside=set_aside),
         batch_size=config.data.batch_size,
         rank=ranks.rank,
         world_size=ranks.world_size,
@@ -47,9 +47,9 @@ def training_reader(config: Config, ranks: Ranks) -> BatchReader:
 def pass_reader(
     config: Config, ranks: Ranks, paths: str | list[str], *, keys: Sequence[str], labels: bool = True
 ) -> BatchReader:
-    """This rank's part of one pass over `paths` in file order, with key columns."""
+    """This rank's part of one pass over `paths` in file order, with key columns. Collective."""
     return BatchReader(
-        ParquetDataset(paths, config.feature_schema, keys=keys, labels=labels),
+        open_together(config, ranks, paths, keys=keys, labels=labels),
         batch_size=config.data.evaluate_batch_size,
         rank=ranks.rank,
         world_size=ranks.world_size,
@@ -79,10 +79,12 @@ class Evaluation:
     Args:
         metrics: by name; with a Sparse-MoE also the share of its experts that was open, and how many never were.
         load_LTE: share of the examples for which each expert was open; None without a Sparse-MoE.
+        bad: the files and row groups that were not read.
     """
 
     metrics: dict[str, float]
     load_LTE: torch.Tensor | None
+    bad: list[Entry]
 
 
 def evaluate(config: Config, built: Build, ranks: Ranks, paths: str | list[str]) -> Evaluation:
@@ -97,12 +99,12 @@ def evaluate(config: Config, built: Build, ranks: Ranks, paths: str | list[str])
         metrics.update(output.logits_BK, batch.labels_BK, batch.weights_B, groups_B)
         if activity:
             activity.add()
-    computed = metrics.compute(ranks.control)
+    computed, bad = metrics.compute(ranks.control), found_bad(reader)
     if activity is None:
-        return Evaluation(computed, None)
+        return Evaluation(computed, None, bad)
     load_LTE = activity.load_LTE(partial(dist.all_reduce, group=ranks.control))
     computed |= {"active_ratio": load_LTE.mean().item(), "dead_experts": int((load_LTE == 0).sum())}
-    return Evaluation(computed, load_LTE)
+    return Evaluation(computed, load_LTE, bad)
 
 
 def group_ids(batch: Batch, column: str) -> torch.Tensor:

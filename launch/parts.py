@@ -44,7 +44,7 @@ class ParquetParts:
         """Append rows to this rank's file."""
         if self._writer is None:
             self._sink = self._fs.open(self._file, "wb")
-            self._writer = pq.ParquetWriter(self._sink, table.schema)
+            self._writer = pq.ParquetWriter(self._sink, table.schema, write_page_checksum=True)
         self._writer.write_table(table)
 
     def __exit__(

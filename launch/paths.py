@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import fsspec
@@ -23,10 +24,26 @@ def check_training(config: Config) -> None:
     if not (standing.is_dir() and os.access(standing, os.W_OK)):
         found = "a directory that this user may not write" if standing.is_dir() else "not a directory"
         raise ValueError(f"run.directory is {config.run.directory}, but {standing} is {found}; give another")
-    ParquetDataset(config.data.train, config.feature_schema)
+    check_files(config, config.data.train)
     for paths in (config.data.evaluate, config.data.test):
         if paths is not None:
-            ParquetDataset(paths, config.feature_schema, keys=group_keys(config))
+            check_files(config, paths, keys=group_keys(config))
+
+
+def check_files(config: Config, paths: str | list[str], *, keys: Sequence[str] = (), labels: bool = True) -> None:
+    """Check the footers of files against the schema; with `data.on_bad_file: skip` one that agrees is enough.
+
+    Raises:
+        ValueError: file, column, what was found, what was expected, what to do.
+    """
+    ParquetDataset(
+        paths,
+        config.feature_schema,
+        keys=keys,
+        labels=labels,
+        on_bad_file=config.data.on_bad_file,
+        read_seconds=config.read_seconds,
+    )
 
 
 def check_output(out: str) -> None:

@@ -8,8 +8,15 @@ from pathlib import Path
 from launch.cli import parser
 from launch.config import check_world, load_config
 from launch.errors import is_user_error
-from launch.paths import check_output, check_training, checkpoints_of, choose_checkpoint, evaluation_paths, group_keys
-from pipeline.dataset import ParquetDataset
+from launch.paths import (
+    check_files,
+    check_output,
+    check_training,
+    checkpoints_of,
+    choose_checkpoint,
+    evaluation_paths,
+    group_keys,
+)
 
 
 def check_job(arguments: Sequence[str], world_size: int, *, files_are_here: bool) -> str | None:
@@ -31,9 +38,9 @@ def check_job(arguments: Sequence[str], world_size: int, *, files_are_here: bool
         elif files_are_here:
             if parsed.name == "predict":
                 check_output(parsed.out)
-                ParquetDataset(parsed.data, config.feature_schema, keys=parsed.keys, labels=False)
+                check_files(config, parsed.data, keys=parsed.keys, labels=False)
             else:
-                ParquetDataset(evaluation_paths(config), config.feature_schema, keys=group_keys(config))
+                check_files(config, evaluation_paths(config), keys=group_keys(config))
             choose_checkpoint(checkpoints_of(config), parsed.checkpoint)
     except ValueError as error:
         if not is_user_error(error):

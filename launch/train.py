@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from launch.bad_files import BadFileReport, check_resumed, found_bad, remembered
 from launch.build import Build, build
 from launch.config import Config, dump_config
 from launch.distributed import Ranks, check_world_here, cluster_here, process_group
@@ -47,7 +48,6 @@ class Training:
     def __init__(self, config: Config, ranks: Ranks) -> None:
         self.config, self.ranks = config, ranks
         self.checkpoints: Checkpoints = checkpoints_of(config)
-        reader = training_reader(config, ranks)
         resumed = self.checkpoints.latest()
         if resumed and config.run.resume == "never":
             raise ValueError(
@@ -55,6 +55,8 @@ class Training:
                 "remove this one, or set run.resume=auto"
             )
         self.meta: dict[str, Any] = self.checkpoints.meta(resumed) if resumed else {}
+        data = self.meta.get("data", {})
+        reader = training_reader(config, ranks, data.get("bad_files"))
         pace = Pace(
             epochs=config.train.epochs,
             max_steps=config.train.max_steps,
@@ -63,6 +65,8 @@ class Training:
             log_every=config.train.log_steps,
         )
         position = Position(**self.meta.get("position", {}))
+        if data:
+            check_resumed(reader.dataset, data, position.row)
         self.total_steps = pace.total_steps(position, reader)
         self.built: Build = build(config, ranks, cluster_here(ranks, config.plan), self.total_steps)
         if resumed:
@@ -75,6 +79,7 @@ class Training:
         self.evaluations_since_best: int = self.meta.get("evaluations_since_best", 0)
         self.peak = config.train.peak_tflops * 1e12 if config.train.peak_tflops else peak_flops(ranks.device)
         self.journal = self._journal(resumed)
+        self.bad_files = BadFileReport(config.run.directory, self.journal)
         self.pipeline = AgreedPipeline(self.built.model, self.built.optimizer, ranks.device, ranks.control)
         self.loop = Loop(
             pipeline=self.pipeline,
@@ -112,6 +117,7 @@ class Training:
     def run(self) -> dict[str, Any]:
         """Train to the end, then read the test rows once with the best weights."""
         try:
+            self.bad_files.tell(self.loop.position.step, "train", found_bad(self.loop.reader))
             self.built.model.train()
             self.loop.run()
             return self.finish()
@@ -161,6 +167,7 @@ class Training:
         self.pipeline.detach()
         evaluation = evaluate(self.config, self.built, self.ranks, self.config.data.evaluate)
         self.evaluation, self.evaluated_step = evaluation.metrics, position.step
+        self.bad_files.tell(position.step, "evaluate", evaluation.bad)
         if self.journal:
             self.journal.event("evaluate", position.step, epoch=position.epoch, **self.evaluation)
             self.tell_experts(position, evaluation.load_LTE)
@@ -197,6 +204,7 @@ class Training:
         if counts != self.told_mended and self.journal:
             self.journal.event("mended", position.step, **counts)
         self.told_mended = counts
+        self.bad_files.tell(position.step, "train", found_bad(self.loop.reader))
 
     def score(self) -> float:
         """The selecting metric of the last evaluation, higher is better; the mean over tasks."""
@@ -220,6 +228,7 @@ class Training:
             "evaluations_since_best": self.evaluations_since_best,
             "config": dump_config(self.config),
             "schema_digest": self.config.feature_schema.digest(),
+            "data": remembered(self.loop.reader.dataset),
             "plan": [asdict(shard) for shard in self.built.plan],
             "world_size": self.ranks.world_size,
             "device": self.ranks.device.type,
@@ -238,11 +247,12 @@ class Training:
             if best is not None:
                 self.pipeline.detach()
                 restore(self.built, self.ranks, self.checkpoints, best, config)
-            test = evaluate(config, self.built, self.ranks, config.data.test).metrics
+            evaluation = evaluate(config, self.built, self.ranks, config.data.test)
+            self.bad_files.tell(self.loop.position.step, "test", evaluation.bad)
             result = {
                 "steps": self.loop.position.step,
                 "checkpoint": best,
-                **{f"test_{key}": value for key, value in test.items()},
+                **{f"test_{key}": value for key, value in evaluation.metrics.items()},
             }
         if self.journal:
             self.journal.event("finish", self.loop.position.step, **result)

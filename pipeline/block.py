@@ -161,18 +161,18 @@ class BlockBuilder:
         parts = []
         for chunk in self._raw.chunks(feature.weights):
             offsets, values, _ = split_lists(chunk)
-            parts.append(Bags(to_numpy(values).astype(np.float32), offsets))
+            with np.errstate(over="ignore"):
+                parts.append(Bags(to_numpy(values).astype(np.float32), offsets))
         found = self._gather(parts)
         assert bags.offsets is not None
         ids_N, found_N = bags.lengths, found.lengths
         null = bags.values == NULL
         # A null list is a list of one NULL here, but has no weights.
-        null_N = (ids_N == 1) & (found_N == 0)
-        null_N[null_N] = null[bags.offsets[:-1][null_N]]
-        unequal = np.flatnonzero((ids_N != found_N) & ~null_N)
+        null_N = self._raw.nulls(feature.column) if null.any() else np.zeros(len(ids_N), np.bool_)
+        unequal = np.flatnonzero(np.where(null_N, 0, ids_N) != found_N)
         if unequal.size:
             row = int(unequal[0])
-            count = f"{found_N[row]} weights for {ids_N[row]} ids"
+            count = f"{found_N[row]} weights for {0 if null_N[row] else ids_N[row]} ids"
             raise self._raw.error(row, feature.weights, count, "one weight for each id", "Mend the row.")
         weights = np.ones(len(bags.values), np.float32)
         weights[~np.repeat(null_N, ids_N)] = found.values
@@ -210,7 +210,8 @@ class BlockBuilder:
 
     def _within(self, column: str, highest: float, expected: str, do: str) -> np.ndarray:
         """(N,) float32, finite and from 0 to `highest`."""
-        values = self._raw.numbers(column).astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # what is too large for float32 is infinite, and refused
+            values = self._raw.numbers(column).astype(np.float32, copy=False)
         if values.min() >= 0 and values.max() <= highest and np.isfinite(values).all():  # False for NaN
             return values
         row = int(np.flatnonzero(~((values >= 0) & (values <= highest) & np.isfinite(values)))[0])

@@ -43,7 +43,7 @@ def import_csv(file: str, out: str, *, delimiter: str = ",") -> None:
     target = pa.schema([(profile.name, profile.type) for profile in profiles])
     with new_directory(out) as folder:
         (folder / "data").mkdir()
-        with pq.ParquetWriter(folder / "data" / "part-00000.parquet", target) as writer:
+        with pq.ParquetWriter(folder / "data" / "part-00000.parquet", target, write_page_checksum=True) as writer:
             for batches in _grouped(_batches(file, delimiter)):
                 table = pa.Table.from_batches(
                     pa.RecordBatch.from_arrays(

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
 from pyarrow import types
 
 from pipeline.decode import Decoder
-from pipeline.errors import data_error
+from pipeline.errors import DataError, data_error
 from pipeline.features import Id, IdList, Number
-from pipeline.files import ParquetFile, ParquetFiles
+from pipeline.files import OnBadFile, ParquetFile, ParquetFiles
 from pipeline.ids import IdEncoder
 from pipeline.schema import Schema
+from pipeline.watch import READ_SECONDS
 
 
 class ParquetDataset:
@@ -26,6 +27,10 @@ class ParquetDataset:
         schema: the features, and the labels.
         keys: further columns to hand on as they are, such as a user id for grouped metrics.
         labels: False to predict: neither labels nor example weights are read.
+        on_bad_file: `skip` sets files aside that cannot be opened or do not agree with the schema, into `files.bad`,
+            and lets row groups that cannot be decoded later count for nothing.
+        set_aside: files that are not even looked at, and why; of paths that are opened here.
+        read_seconds: limit on one read; of paths that are opened here.
 
     Raises:
         ValueError: no rows, or a key column that the files do not have.
@@ -39,26 +44,30 @@ class ParquetDataset:
         *,
         keys: Sequence[str] = (),
         labels: bool = True,
+        on_bad_file: OnBadFile = "fail",
+        set_aside: Mapping[str, str] | None = None,
+        read_seconds: float = READ_SECONDS,
     ) -> None:
-        self.files = files if isinstance(files, ParquetFiles) else ParquetFiles.open(files)
+        if not isinstance(files, ParquetFiles):
+            files = ParquetFiles.open(files, on_bad_file=on_bad_file, set_aside=set_aside, read_seconds=read_seconds)
         self.schema = schema
         self.labels = labels
+        self.skips = on_bad_file == "skip"
         uses = list(_uses(schema, labels))
         self.uses = Counter([use.column for use in uses] + list(keys))
         """How often each column is needed to make a block."""
-        for file in self.files.files:
-            _check(file, uses)
-            _check_same(file, self.files.files[0], [feature.column for feature in schema.features.values()], keys)
+        self.files = _agreeing(files, uses, schema.columns(labels=False), keys, self.skips)
         if not self.files.num_rows:
-            paths = ", ".join(file.path for file in self.files.files[:3])
-            raise ValueError(f"{paths}: found {len(self.files.files)} files without a row; expected at least one row")
+            raise ValueError(_no_rows(self.files))
         self.keys_schema = pa.schema([self.files.schema.field(name) for name in keys])
         self.encoders = {
             name: self._encoder(name, feature)
             for name, feature in schema.features.items()
             if isinstance(feature, Id | IdList)
         }
-        self.decoder = Decoder(list(self.uses), {schema.features[name].column for name in self.encoders})
+        self.decoder = Decoder(
+            list(self.uses), {schema.features[name].column for name in self.encoders}, self.files.watch
+        )
 
     def _encoder(self, name: str, feature: Id | IdList) -> IdEncoder:
         strings = _is_string(_element(self.files.schema.field(feature.column).type))
@@ -134,20 +143,69 @@ def _check(file: ParquetFile, uses: Sequence[_Use]) -> None:
             )
 
 
-def _check_same(file: ParquetFile, first: ParquetFile, columns: Sequence[str], keys: Sequence[str]) -> None:
-    """What one file has as integers another must not have as strings: their hashes differ. Keys are of one type."""
-    for name in [*columns, *keys]:
+def _agreeing(
+    files: ParquetFiles, uses: Sequence[_Use], columns: Sequence[str], keys: Sequence[str], skips: bool
+) -> ParquetFiles:
+    """The files that agree with the schema and with each other; with `skips` the others are set aside.
+
+    What one file has as integers another must not have as strings: their hashes differ. Keys are of one type. What most
+    files have is right.
+    """
+    kept: dict[tuple[object, ...], list[ParquetFile]] = {}
+    bad = dict(files.bad)
+
+    def refuse(path: str, error: DataError) -> None:
+        if not skips:
+            raise error
+        bad[path] = str(error)
+
+    for file in files.files:
+        try:
+            _check(file, uses)
+            _check_keys(file, keys)
+        except DataError as error:
+            refuse(file.path, error)
+        else:
+            kept.setdefault(_kinds(file, columns, keys), []).append(file)
+    agreeing = max(kept.values(), key=len, default=[])
+    for odd in (file for some in kept.values() if some is not agreeing for file in some):
+        refuse(odd.path, _odd(odd, agreeing[0], columns, keys))
+    return ParquetFiles(agreeing, dict(sorted(bad.items())), files.watch)
+
+
+def _check_keys(file: ParquetFile, keys: Sequence[str]) -> None:
+    for name in keys:
         if file.schema.names.count(name) != 1:
-            have = ", ".join(file.schema.names)
-            raise data_error(
-                file.path, column=name, found="no such column", expected="one", do=f"The file has: {have}."
-            )
-        found, expected = file.schema.field(name).type, first.schema.field(name).type
-        if _is_string(_element(found)) != _is_string(_element(expected)) or (name in keys and found != expected):
-            do = "Write all files with one type."
-            raise data_error(
-                file.path, column=name, found=f"type {found}", expected=f"{expected} as in {first.path}", do=do
-            )
+            do = f"The file has: {', '.join(file.schema.names)}."
+            raise data_error(file.path, column=name, found="no such column", expected="one", do=do)
+
+
+def _kinds(file: ParquetFile, columns: Sequence[str], keys: Sequence[str]) -> tuple[object, ...]:
+    """What files must have in common."""
+    types_ = [_is_string(_element(file.schema.field(name).type)) for name in columns]
+    return (*types_, *(file.schema.field(name).type for name in keys))
+
+
+def _odd(file: ParquetFile, other: ParquetFile, columns: Sequence[str], keys: Sequence[str]) -> DataError:
+    """The error for a file that has another type in some column than most files."""
+    differing = zip([*columns, *keys], _kinds(file, columns, keys), _kinds(other, columns, keys), strict=True)
+    name = next(name for name, here, there in differing if here != there)
+    found, expected = file.schema.field(name).type, other.schema.field(name).type
+    return data_error(
+        file.path,
+        column=name,
+        found=f"type {found}",
+        expected=f"{expected} as in {other.path}",
+        do="Write all files with one type.",
+    )
+
+
+def _no_rows(files: ParquetFiles) -> str:
+    if files.bad:
+        path, reason = next(iter(files.bad.items()))
+        return f"{path}: found no file that can be read; {len(files.bad)} were set aside. The first: {reason}"
+    paths = ", ".join(file.path for file in files.files[:3])
+    return f"{paths}: found {len(files.files)} files without a row; expected at least one row"
 
 
 def _element(type_: pa.DataType) -> pa.DataType:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import count, islice
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import types
 
-from pipeline.errors import data_error
+from pipeline.errors import DataError, damaged, data_error
 from pipeline.files import ParquetFile
+from pipeline.watch import Watch
 
 COLUMNWISE_ROWS = 32_768
 Read = Callable[[str], list[pa.Array]]
@@ -23,11 +25,16 @@ class Decoder:
     Args:
         columns: all that will be asked for.
         ids: those of them that hold ids.
+        watch: is told of every read.
+
+    Whatever is asked of it raises a DamagedError for a row group whose bytes make no sense, and a DataError for a file
+    that cannot be read at all, has changed or is gone.
     """
 
-    def __init__(self, columns: Sequence[str], ids: set[str]) -> None:
+    def __init__(self, columns: Sequence[str], ids: set[str], watch: Watch) -> None:
         self._columns = list(columns)
         self._ids = ids
+        self._watch = watch
         self._distinct: set[str] = set()  # a dictionary of values that hardly repeat would only cost time
 
     def open(self, file: ParquetFile, row_group: int, rows: int, stack: ExitStack) -> Read:
@@ -37,24 +44,60 @@ class Decoder:
         cache, and the next one its memory. One by one they would cost a small row group too much time, and a network
         as many requests: there all are decoded at once.
         """
-        with _decoding(file, row_group):
+        with self._decoding(file, row_group):
             if file.filesystem is None and rows >= COLUMNWISE_ROWS:
-                return partial(self._column, file, row_group, stack.enter_context(self._reader(file)))
+                return partial(self._column, file, row_group, rows, stack.enter_context(self._reader(file)))
             with self._reader(file) as reader:
-                table = reader.read_row_group(row_group, columns=self._columns, use_threads=False)
-        return {name: self._chunks(name, table[name]) for name in self._columns}.pop
+                table = self._table(file, row_group, reader, self._columns)
+            return {name: self._chunks(name, table[name], rows) for name in self._columns}.pop
 
     def stream(self, file: ParquetFile, row_group: int, rows: int) -> Iterator[pa.RecordBatch]:
         """A row group in pieces of at most `rows` rows."""
-        with _decoding(file, row_group), self._reader(file) as reader:
-            yield from reader.iter_batches(rows, row_groups=[row_group], columns=self._columns, use_threads=False)
+        left = file.metadata.row_group(row_group).num_rows
+        with ExitStack() as stack:
 
-    def _column(self, file: ParquetFile, row_group: int, reader: pq.ParquetFile, name: str) -> list[pa.Array]:
-        with _decoding(file, row_group):
-            table = reader.read_row_group(row_group, columns=[name], use_threads=False)
-        return self._chunks(name, table[name])
+            def pieces(reader: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+                stack.enter_context(reader)
+                return reader.iter_batches(rows, row_groups=[row_group], columns=self._columns, use_threads=False)
 
-    def _chunks(self, name: str, column: pa.ChunkedArray) -> list[pa.Array]:
+            with self._decoding(file, row_group):
+                reading = pieces(self._reader(file))
+            for number in count():
+                with self._decoding(file, row_group):
+                    try:
+                        piece = next(reading, None)
+                    except (OSError, NotImplementedError) as error:
+                        if not _makes_no_dictionary(error):
+                            raise
+                        reading = islice(pieces(file.open()), number, None)
+                        piece = next(reading, None)
+                    left -= 0 if piece is None else len(piece)
+                    if left < 0 or (piece is None and left):
+                        raise ValueError("it has another number of rows than the footer says")
+                if piece is None:
+                    return
+                yield piece
+
+    def _column(
+        self, file: ParquetFile, row_group: int, rows: int, reader: pq.ParquetFile, name: str
+    ) -> list[pa.Array]:
+        with self._decoding(file, row_group):
+            table = self._table(file, row_group, reader, [name])
+            return self._chunks(name, table[name], rows)
+
+    def _table(self, file: ParquetFile, row_group: int, reader: pq.ParquetFile, columns: list[str]) -> pa.Table:
+        """Columns of a row group; without dictionaries where Arrow makes none, as of the encoding DELTA_BYTE_ARRAY."""
+        try:
+            return reader.read_row_group(row_group, columns=columns, use_threads=False)
+        except (OSError, NotImplementedError) as error:
+            if not _makes_no_dictionary(error):
+                raise
+            with file.open() as plain:
+                return plain.read_row_group(row_group, columns=columns, use_threads=False)
+
+    def _chunks(self, name: str, column: pa.ChunkedArray, rows: int) -> list[pa.Array]:
+        if len(column) != rows:
+            raise ValueError(f"column {name!r} has {len(column)} rows, the footer says {rows}")
         if name in self._ids and name not in self._distinct:
             for chunk in column.chunks:
                 values = chunk if types.is_dictionary(chunk.type) else getattr(chunk, "values", chunk)
@@ -66,12 +109,30 @@ class Decoder:
         names = sorted(self._ids - self._distinct)
         return file.open([leaf for name in names for leaf in file.string_leaves[name]])
 
+    @contextmanager
+    def _decoding(self, file: ParquetFile, row_group: int) -> Iterator[None]:
+        with self._watch.reading(file.path, row_group):
+            try:
+                yield
+            except DataError:
+                raise
+            except Exception as error:
+                file.check()  # a file that has changed explains it best
+                raise _reason(file, row_group, error) from None
 
-@contextmanager
-def _decoding(file: ParquetFile, row_group: int) -> Iterator[None]:
+
+def _makes_no_dictionary(error: Exception) -> bool:
+    return "Not yet implemented" in str(error)
+
+
+def _reason(file: ParquetFile, row_group: int, error: Exception) -> DataError:
+    """Are the bytes damaged, or can they not be had? Only of damage it is certain that it will be met again."""
     try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        found = f"nothing readable ({' '.join(str(error).split())})"
-        do = "Write the file again, or leave it out."
-        raise data_error(file.path, row_group=row_group, found=found, expected="the row group", do=do) from None
+        if isinstance(error, MemoryError):
+            raise error
+        file.fetch()
+    except Exception as why:
+        found = f"no answer ({type(why).__name__}: {' '.join(str(why).split())})"
+        do = "See to memory and file system, then start again."
+        return data_error(file.path, row_group=row_group, found=found, expected="its bytes", do=do)
+    return damaged(file.path, row_group, str(error))

@@ -7,6 +7,13 @@ class DataError(ValueError):
     """Input data that cannot be used as it is; the message says where, what and what to do."""
 
 
+class DamagedError(DataError):
+    """Bytes that are there and make no row group; `file` and `row_group` say which."""
+
+    file: str
+    row_group: int
+
+
 def data_error(
     file: str,
     *,
@@ -25,3 +32,12 @@ def data_error(
     places = {"row group": row_group, "row": row, "column": repr(column) if column is not None else None}
     where = ", ".join([file, *(f"{name} {value}" for name, value in places.items() if value is not None)])
     return DataError(f"{where}: found {found}; expected {expected}. {do}")
+
+
+def damaged(file: str, row_group: int, reason: str) -> DamagedError:
+    """The DamagedError for what Arrow says of a row group."""
+    do = "Write the file again, leave it out, or set `data.on_bad_file: skip`."
+    found = f"nothing readable ({' '.join(reason.split())})"
+    error = DamagedError(str(data_error(file, row_group=row_group, found=found, expected="the row group", do=do)))
+    error.file, error.row_group = file, row_group
+    return error

@@ -199,7 +199,9 @@ def _write(ratings: pa.Table, out: str, split: Split, seed: int, test_share: flo
         for part, indices in zip(("train", "validation", "test"), parts, strict=True):
             (folder / part).mkdir()
             table = rows.take(np.sort(indices)).combine_chunks()
-            pq.write_table(table, folder / part / "part-00000.parquet", row_group_size=ROW_GROUP_ROWS)
+            pq.write_table(
+                table, folder / part / "part-00000.parquet", row_group_size=ROW_GROUP_ROWS, write_page_checksum=True
+            )
     share = pc.mean(rows["label"]).as_py()
     print(
         f"{name}, {split} split: {train} train, {validation} validation, {test} test rows, {share:.1%} liked; in {out}"

@@ -2,33 +2,98 @@
 
 from __future__ import annotations
 
+import atexit
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from itertools import islice
-from typing import TypeVar
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 T = TypeVar("T")
+Overdue = Callable[[], Exception | None]
+SECONDS_BETWEEN_LOOKS = 0.5
+_LEFT: list[threading.Thread] = []
 
 
-def prefetch(calls: Iterable[Callable[[], T]], threads: int, ahead: int) -> Generator[T, None, None]:
+def left_behind() -> bool:
+    """Whether threads still wait for what did not come."""
+    return any(thread.is_alive() for thread in _LEFT)
+
+
+def prefetch(
+    calls: Iterable[Callable[[], T]], threads: int, ahead: int, overdue: Overdue = lambda: None
+) -> Generator[T, None, None]:
     """Yield the results of `calls` in their order while up to `ahead` of them are done, or being done, in threads.
 
     An exception of a call is raised in its turn. Closing the iterator cancels what has not begun and waits for what
-    has, so that no thread outlives it.
+    has, so that no thread outlives it; unless `overdue` says that a call will not end: its exception is raised while a
+    result is waited for, and the thread is left behind. It does not keep the process from ending.
 
     >>> list(prefetch((lambda n=n: n * n for n in range(4)), threads=2, ahead=3))
     [0, 1, 4, 9]
     """
     calls = iter(calls)
     pending: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="prefetch") as pool:
-        try:
-            pending.extend(pool.submit(call) for call in islice(calls, ahead))
-            while pending:
-                result = pending.popleft().result()
-                pending.extend(pool.submit(call) for call in islice(calls, 1))
-                yield result
+    pool = _Pool(threads, overdue)
+    try:
+        pending.extend(pool.submit(call) for call in islice(calls, ahead))
+        while pending:
+            result = pool.result(pending.popleft())
+            pending.extend(pool.submit(call) for call in islice(calls, 1))
+            yield result
+            del result
+    finally:
+        for future in pending:
+            future.cancel()
+        pool.close()
+
+
+class _Pool:
+    """Daemon threads; Python's own pool joins its threads when the process ends, whatever they wait for."""
+
+    def __init__(self, threads: int, overdue: Overdue) -> None:
+        self._overdue = overdue
+        self._queue: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=_work, args=(self._queue,), name=f"prefetch_{number}", daemon=True)
+            for number in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+        atexit.register(self.close)  # a daemon thread inside Arrow must not see Python go
+
+    def submit(self, call: Callable[[], T]) -> Future[T]:
+        future: Future[T] = Future()
+        self._queue.put((future, call))
+        return future
+
+    def result(self, future: Future[T]) -> T:
+        while not wait([future], SECONDS_BETWEEN_LOOKS).done:
+            if error := self._overdue():
+                raise error
+        return future.result()
+
+    def close(self) -> None:
+        for _ in self._threads:
+            self._queue.put(None)
+        for thread in self._threads:
+            while thread.is_alive() and not self._overdue():
+                thread.join(SECONDS_BETWEEN_LOOKS)
+        _LEFT.extend(thread for thread in self._threads if thread.is_alive())
+        atexit.unregister(self.close)
+
+
+def _work(queue: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]) -> None:
+    while (item := queue.get()) is not None:
+        future, call = item
+        if future.set_running_or_notify_cancel():
+            try:
+                result = call()
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
                 del result
-        finally:
-            pool.shutdown(cancel_futures=True)
+        del item, future, call  # nothing is kept alive while the next call is waited for

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
+from inspect import GEN_RUNNING, getgeneratorstate
 from itertools import repeat
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.batch import Batch, Block, Piece, assemble
 from pipeline.block import BlockBuilder, empty_block
 from pipeline.buffers import Buffers
 from pipeline.dataset import ParquetDataset
-from pipeline.decode import Read
+from pipeline.errors import DamagedError
 from pipeline.files import ParquetFile, RowGroup
+from pipeline.gaps import rows_left, spread
 from pipeline.order import Part, Window, permutation, windows
 from pipeline.prefetch import prefetch
 from pipeline.rows import Place, RawRows
 from pipeline.sampling import Sampler, Sampling
 
 BATCHES_AHEAD = 4
+LOST = "row group: cannot be read -> row dropped"
 Prepared = tuple[Block, Counter[str]]
 
 
@@ -83,6 +86,8 @@ class BatchReader:
         self.batch_size = batch_size
         self.mended: Counter[str] = Counter()
         """What the schema's policies mended on this rank, in the batches handed out so far."""
+        self.damaged: dict[tuple[str, int], str] = {}
+        """(file, row group) -> why it cannot be read; met on this rank so far, and set aside."""
         self._rank = rank
         self._world_size = world_size
         self._shuffle = shuffle
@@ -91,15 +96,12 @@ class BatchReader:
         self._threads = threads
         self._pin = pin
         self._groups = dataset.files.row_groups
-        self._sampling = sampling
         self._sizes = [group.num_rows for group in self._groups]
+        self._sampler: Sampler | None = None
         if sampling is not None:
             assert shuffle, "rows are left out of whole windows"
             self._sampler = Sampler(dataset, sampling, seed)
             self._sizes = self._sampler.sizes
-            if not any(self._sizes):
-                rows = dataset.files.num_rows
-                raise ValueError(f"data.sample: keep {sampling.keep} leaves none of {rows} rows; keep more")
         self.num_rows = sum(self._sizes)
         """Rows of an epoch."""
 
@@ -132,18 +134,21 @@ class BatchReader:
 
     def _ahead(self, epoch: int, part: Part) -> Generator[Batch, None, None]:
         batches = self._batches(epoch, part)
-        ahead = prefetch(repeat(partial(next, batches), part.steps), threads=1, ahead=BATCHES_AHEAD)
+        calls = repeat(partial(next, batches), part.steps)
+        ahead = prefetch(calls, 1, BATCHES_AHEAD, self.dataset.files.watch.overdue)
         try:
             for batch, mended in ahead:
                 self.mended.update(mended)
                 yield batch
         finally:
             ahead.close()
-            batches.close()
+            if getgeneratorstate(batches) != GEN_RUNNING:  # in a thread that waits for a read which will not end
+                batches.close()
 
     def _batches(self, epoch: int, part: Part) -> Generator[tuple[Batch, Counter[str]], None, None]:
         schema, buffers = self.dataset.schema, Buffers()
-        blocks = prefetch(self._blocks(epoch, part, buffers), self._threads, ahead=self._threads)
+        calls, overdue = self._blocks(epoch, part, buffers), self.dataset.files.watch.overdue
+        blocks = prefetch(calls, self._threads, self._threads, overdue)
         block, at = empty_block(self.dataset), 0
         try:
             for step in range(part.steps):
@@ -181,44 +186,82 @@ class BatchReader:
     def _decoded(self, window: Window, epoch: int, slices: list[slice], buffers: Buffers) -> Prepared:
         """Decode the row groups of a window and make this rank's rows of it a block."""
         order = permutation(window, self._seed, epoch, self._shuffle)
+        rows = np.concatenate([order[here] for here in slices])
+        lost: set[int] = set()
+        while True:
+            try:
+                return self._together(window.row_groups, lost, epoch, rows, buffers)
+            except DamagedError as error:
+                self._set_aside(error)
+                there = (error.file, error.row_group)
+                groups = ((number, self._groups[number]) for number in window.row_groups)
+                lost |= {number for number, group in groups if (self._file(group).path, group.index) == there}
+
+    def _together(
+        self, numbers: Sequence[int], lost: set[int], epoch: int, rows: np.ndarray, buffers: Buffers
+    ) -> Prepared:
+        """A block of rows counted through what an epoch has of the row groups; those of lost ones are gaps."""
+        if lost:
+            present, rows = rows_left([self._sizes[number] for number in numbers], {*map(numbers.index, lost)}, rows)
+            if not len(rows):
+                return self._gap(len(present))
+        left = [number for number in numbers if number not in lost]
         places, reads = [], []
         with ExitStack() as stack:
-            for group in (self._groups[number] for number in window.row_groups):
+            for group in (self._groups[number] for number in left):
                 file = self._file(group)
                 places.append(Place(file.path, group.index, group.first_row, group.num_rows))
                 reads.append(self.dataset.decoder.open(file, group.index, group.num_rows, stack))
-            rows = np.concatenate([order[here] for here in slices])
-            if self._sampling is not None:
-                return self._sampled(RawRows(places, reads, None), window, epoch, rows, buffers)
-            return self._build(places, reads, rows, buffers)
-
-    def _sampled(self, raw: RawRows, window: Window, epoch: int, rows: np.ndarray, buffers: Buffers) -> Prepared:
-        """A block of some of the rows that are kept; those that might not have been weigh more."""
-        assert self._sampling is not None
-        raw.rows = self._sampler.choose(raw, window.row_groups, epoch)[rows]
-        builder = BlockBuilder(self.dataset, raw, buffers)
-        block = builder.build()
-        factors_N = self._sampling.factors(block.labels_KN, self.dataset.schema.tasks)
-        return replace(block, weights_N=block.weights_N * factors_N), builder.mended
+            raw = RawRows(places, reads, None)
+            if self._sampler is not None:
+                raw.rows = self._sampler.choose(raw, left, epoch)[rows]
+            elif self._shuffle or len(rows) < len(raw):
+                raw.rows = rows
+            block, mended = self._build(raw, buffers)
+        if lost:
+            return spread(block, present), mended + Counter({LOST: int((~present).sum())})
+        return block, mended
 
     def _streamed(self, group: RowGroup, start: int, part: Part, buffers: Buffers) -> Iterator[Callable[[], Prepared]]:
-        """A giant row group, piece by piece, so that memory stays bounded."""
-        file, first_row = self._file(group), group.first_row
-        for piece in self.dataset.decoder.stream(file, group.index, self._window_rows):
-            if slices := part.slices(start, start + len(piece)):
-                place = Place(file.path, group.index, first_row, len(piece))
-                columns = {name: [piece[name]] for name in piece.schema.names}
-                rows = np.concatenate([np.arange(here.start, here.stop) for here in slices])
-                yield partial(self._build, [place], [columns.pop], rows, buffers)
-            start += len(piece)
-            first_row += len(piece)
-            if start >= part.end:
-                return
+        """A giant row group, piece by piece, so that memory stays bounded; from a piece that is damaged on, a gap."""
+        file, first_row, end = self._file(group), group.first_row, start + group.num_rows
+        try:
+            for piece in self.dataset.decoder.stream(file, group.index, self._window_rows):
+                if slices := part.slices(start, start + len(piece)):
+                    place = Place(file.path, group.index, first_row, len(piece))
+                    rows = np.concatenate([np.arange(here.start, here.stop) for here in slices])
+                    yield partial(self._piece, place, piece, rows, buffers)
+                start += len(piece)
+                first_row += len(piece)
+                if start >= part.end:
+                    return
+        except DamagedError as error:
+            self._set_aside(error)
+            rest = sum(here.stop - here.start for here in part.slices(start, end))
+            yield partial(self._gap, rest)
 
-    def _build(self, places: list[Place], reads: list[Read], rows: np.ndarray, buffers: Buffers) -> Prepared:
-        everything = not self._shuffle and len(rows) == sum(place.num_rows for place in places)
-        builder = BlockBuilder(self.dataset, RawRows(places, reads, None if everything else rows), buffers)
-        return builder.build(), builder.mended
+    def _piece(self, place: Place, piece: pa.RecordBatch, rows: np.ndarray, buffers: Buffers) -> Prepared:
+        columns = {name: [piece[name]] for name in piece.schema.names}
+        try:
+            everything = len(rows) == place.num_rows
+            return self._build(RawRows([place], [columns.pop], None if everything else rows), buffers)
+        except DamagedError as error:
+            self._set_aside(error)
+            return self._gap(len(rows))
+
+    def _gap(self, rows: int) -> Prepared:
+        return spread(empty_block(self.dataset), np.zeros(rows, np.bool_)), Counter({LOST: rows})
+
+    def _set_aside(self, error: DamagedError) -> None:
+        """Remember a row group that counts for nothing; a prediction is not made up for rows that cannot be read."""
+        if not (self.dataset.skips and self.dataset.labels):
+            raise error
+        self.damaged[error.file, error.row_group] = str(error)
+
+    def _build(self, raw: RawRows, buffers: Buffers) -> Prepared:
+        builder = BlockBuilder(self.dataset, raw, buffers)
+        block = builder.build()
+        return block if self._sampler is None else self._sampler.weighed(block), builder.mended
 
     def _file(self, group: RowGroup) -> ParquetFile:
         return self.dataset.files.files[group.file]

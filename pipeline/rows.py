@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.decode import Read
-from pipeline.errors import DataError, data_error
+from pipeline.errors import DataError, damaged, data_error
 from pipeline.numeric import to_numpy
 
 
@@ -48,10 +48,36 @@ class RawRows:
         return places
 
     def chunks(self, column: str) -> list[pa.Array]:
-        """All rows of a column."""
+        """All rows of a column.
+
+        Raises:
+            DataError: text that is not UTF-8.
+            DamagedError: the row group cannot be decoded, or has indices or offsets that point nowhere.
+        """
         if column not in self._chunks:
-            self._chunks[column] = [chunk for read in self._reads for chunk in read(column)]
+            chunks = []
+            for place, read in zip(self._places, self._reads, strict=True):
+                chunks += self._valid(place, column, read(column))
+            self._chunks[column] = chunks
         return self._chunks[column]
+
+    def _valid(self, place: Place, column: str, chunks: list[pa.Array]) -> list[pa.Array]:
+        """The chunks, after Arrow has looked at every offset, index and character: it reads files without."""
+        row, valid = place.first_row, []
+        for chunk in chunks:
+            try:
+                chunk.validate(full=True)
+            except pa.ArrowInvalid as error:
+                if bad := _not_text(place, row, column, chunk):
+                    raise bad from None
+                try:  # perhaps only a word of its dictionary is wrong, which other rows have
+                    chunk = chunk.cast(_without_dictionary(chunk.type))
+                    chunk.validate(full=True)
+                except pa.ArrowException:
+                    raise damaged(place.file, place.row_group, str(error)) from None
+            valid.append(chunk)
+            row += len(chunk)
+        return valid
 
     def release(self, column: str) -> None:
         """Free a column that is not needed any more."""
@@ -103,6 +129,34 @@ class RawRows:
             expected=expected,
             do=do,
         )
+
+
+def _not_text(place: Place, first_row: int, column: str, chunk: pa.Array) -> DataError | None:
+    """The error for the first text that is not UTF-8, if that is what is wrong."""
+    for row in range(len(chunk)):
+        try:
+            chunk[row].as_py()
+        except UnicodeDecodeError as error:
+            return data_error(
+                place.file,
+                row_group=place.row_group,
+                row=first_row + row,
+                column=column,
+                found=f"bytes that are not UTF-8 ({error.object[:40]!r})",
+                expected="text in UTF-8",
+                do="Write the column again as UTF-8.",
+            )
+        except Exception:  # damaged otherwise
+            return None
+    return None
+
+
+def _without_dictionary(type_: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(type_):
+        return type_.value_type
+    if pa.types.is_list(type_):
+        return pa.list_(_without_dictionary(type_.value_type))
+    return pa.large_list(_without_dictionary(type_.value_type)) if pa.types.is_large_list(type_) else type_
 
 
 def shown(value: Any) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 from pydantic import Field
 
+from pipeline.batch import Block
 from pipeline.dataset import ParquetDataset
 from pipeline.decode import Decoder
-from pipeline.errors import data_error
+from pipeline.errors import DamagedError, data_error
 from pipeline.features import Strict
 from pipeline.files import RowGroup
 from pipeline.numeric import to_numpy
@@ -56,7 +59,8 @@ class Sampler:
         seed: of the draws.
 
     Raises:
-        DataError: the label cannot be read.
+        DataError: the label cannot be read. If the dataset skips, a row group that is damaged there gives all its rows.
+        ValueError: no row is left.
     """
 
     def __init__(self, dataset: ParquetDataset, sampling: Sampling, seed: int) -> None:
@@ -79,8 +83,11 @@ class Sampler:
             group.num_rows - count + kept for group, count, kept in zip(groups, candidates, self._kept, strict=True)
         ]
         """Rows that each row group gives in every epoch."""
+        if not any(self.sizes):
+            rows = dataset.files.num_rows
+            raise ValueError(f"data.sample: keep {sampling.keep} leaves none of {rows} rows; keep more")
 
-    def choose(self, raw: RawRows, groups: tuple[int, ...], epoch: int) -> np.ndarray:
+    def choose(self, raw: RawRows, groups: Sequence[int], epoch: int) -> np.ndarray:
         """(N,) int64: which rows of these row groups an epoch has, ascending.
 
         Args:
@@ -101,6 +108,11 @@ class Sampler:
             part[self._generator(epoch, _CHOICE, group).choice(candidates, left_out, replace=False)] = True
         return np.flatnonzero(~may_go)
 
+    def weighed(self, block: Block) -> Block:
+        """The block with the weights of kept rows."""
+        factors_N = self._sampling.factors(block.labels_KN, self._dataset.schema.tasks)
+        return replace(block, weights_N=block.weights_N * factors_N)
+
     def _is_candidate(self, raw: RawRows) -> np.ndarray:
         assert self._column is not None
         return raw.numbers(self._column) == 0
@@ -108,9 +120,15 @@ class Sampler:
     def _count(self, group: RowGroup) -> int:
         assert self._column is not None
         file = self._dataset.files.files[group.file]
-        with ExitStack() as stack:
-            read = Decoder([self._column], set()).open(file, group.index, group.num_rows, stack)
-            return sum(int((to_numpy(chunk) == 0).sum()) for chunk in read(self._column))
+        decoder = Decoder([self._column], set(), self._dataset.files.watch)
+        try:
+            with ExitStack() as stack:
+                read = decoder.open(file, group.index, group.num_rows, stack)
+                return sum(int((to_numpy(chunk) == 0).sum()) for chunk in read(self._column))
+        except DamagedError:
+            if self._dataset.skips:
+                return 0
+            raise
 
     def _changed(self, group: RowGroup, found: int, expected: int) -> None:
         raise data_error(

@@ -122,7 +122,8 @@ def _write_part(truth: Truth, folder: Path, rows: int, part: int, metrics: Metri
     chunk_rows = min(CHUNK_ROWS, -(-rows // FILES[folder.name]))  # a small log has several files all the same
     chunks = [min(chunk_rows, rows - start) for start in range(0, rows, chunk_rows)]
     for file, indices in enumerate(np.array_split(np.arange(len(chunks)), min(FILES[folder.name], len(chunks)))):
-        with pq.ParquetWriter(folder / f"part-{file:05d}.parquet", truth.draw(0, part, 0)[0].schema) as writer:
+        names = truth.draw(0, part, 0)[0].schema
+        with pq.ParquetWriter(folder / f"part-{file:05d}.parquet", names, write_page_checksum=True) as writer:
             for chunk in indices.tolist():
                 table, logit_B = truth.draw(chunks[chunk], part, chunk)
                 writer.write_table(table, row_group_size=CHUNK_ROWS)

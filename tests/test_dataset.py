@@ -207,11 +207,9 @@ def test_no_rows_at_all(tmp_path: Path) -> None:
 def test_a_damaged_row_group_is_named(tmp_path: Path, columnwise: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.decode.COLUMNWISE_ROWS", columnwise)
     path = Path(write(tmp_path / "a.parquet"))
-    dataset = ParquetDataset(str(path), SCHEMA)
     whole = path.read_bytes()
-    path.write_bytes(b"PAR1" + b"\xff" * (len(whole) // 2) + whole[len(whole) // 2 + 4 :])
+    pages = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    path.write_bytes(b"PAR1" + b"\xff" * (pages - 4) + whole[pages:])
+    dataset = ParquetDataset(str(path), SCHEMA)
     with pytest.raises(DataError, match=r"a.parquet, row group 0: found nothing readable \(.*\); expected"):
-        list(BatchReader(dataset, 2).epoch())
-    path.unlink()
-    with pytest.raises(DataError, match=r"a.parquet, row group 0: found nothing readable \(.*No such file"):
         list(BatchReader(dataset, 2).epoch())

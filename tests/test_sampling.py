@@ -15,7 +15,7 @@ from launch.config import load_config
 from pipeline.dataset import ParquetDataset
 from pipeline.errors import DataError
 from pipeline.reader import BatchReader
-from pipeline.sampling import Sampler, Sampling
+from pipeline.sampling import Sampling
 from pipeline.schema import Schema
 from tests.job import Job
 
@@ -79,9 +79,10 @@ def test_every_kept_row_once_and_in_one_order(
             return
         dataset = ParquetDataset(folder, SCHEMA, keys=["row"])
         keys: dict[str, Any] = {"sampling": sampling, "window_rows": window_rows, "batch_size": 4, "seed": 3}
-        if not any(Sampler(dataset, sampling, 3).sizes):
+        try:
+            reader = BatchReader(dataset, **keys)
+        except ValueError:  # no row is left
             return
-        reader = BatchReader(dataset, **keys)
         epochs = [read(dataset, 1, epoch, 0, **keys) for epoch in range(3)]
         for steps in epochs:
             rows = [row for step in steps for row, _ in step]
@@ -94,6 +95,27 @@ def test_every_kept_row_once_and_in_one_order(
                 assert weight == pytest.approx((1 + row % 3) * (1 / keep if may_go else 1))
         row = int(fraction * reader.num_rows) // 4 * 4
         assert read(dataset, world_size, 1, row, **keys) == epochs[1][row // 4 :]
+
+
+def test_a_damaged_row_group_keeps_its_places(tmp_path: Path) -> None:
+    pq.write_table(
+        table(0, 60), tmp_path / "a.parquet", row_group_size=20, compression="none", write_page_checksum=True
+    )
+    labels = pq.ParquetFile(tmp_path / "a.parquet").metadata.row_group(1).column(2)
+    assert labels.path_in_schema == "click"
+    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    content[labels.data_page_offset + labels.total_compressed_size - 1] ^= 1
+    (tmp_path / "a.parquet").write_bytes(content)
+    sampling = Sampling(keep=0.5, negatives_of="click")
+    keys: dict[str, Any] = {"batch_size": 4, "sampling": sampling}
+    with pytest.raises(DataError, match="row group 1"):
+        BatchReader(ParquetDataset(str(tmp_path), SCHEMA, keys=["row"]), **keys)
+    dataset = ParquetDataset(str(tmp_path), SCHEMA, keys=["row"], on_bad_file="skip")
+    rows = [row for step in read(dataset, 1, 0, 0, **keys) for row in step]
+    assert sorted(weight for row, weight in rows if row is None) == [0.0] * 20
+    there = [row for row, _ in rows if row is not None]
+    assert len(there) == len(set(there)) == BatchReader(dataset, **keys).num_rows - 20
+    assert set(there) & set(range(20, 40)) == set()
 
 
 def test_no_row_is_left(tmp_path: Path) -> None:
@@ -129,6 +151,7 @@ def test_a_file_that_changed_is_named(tmp_path: Path) -> None:
     write(str(tmp_path), [[40]])
     dataset = ParquetDataset(str(tmp_path), SCHEMA)
     reader = BatchReader(dataset, 8, sampling=Sampling(keep=0.5, negatives_of="click"))
+    assert reader._sampler is not None
     reader._sampler._candidates[0] = 29
     with pytest.raises(DataError, match=r"0\.parquet.*row group 0.*'click': found 30 rows .* expected 29, as when"):
         list(reader.epoch())
