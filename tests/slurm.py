@@ -66,7 +66,10 @@ KillWait=30
 GresTypes=gpu
 NodeName=n1 NodeAddr=10.0.0.1 CPUs=64 RealMemory=900000 Gres=gpu:8 State=UNKNOWN
 NodeName=n2 NodeAddr=10.0.0.2 CPUs=64 RealMemory=900000 Gres=gpu:8 State=UNKNOWN
-PartitionName=gpu Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=gpu Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=urgent Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=2
 """
 
 SLURMDBD_CONF = """\
@@ -249,7 +252,7 @@ def _wait(folder: Path, process: subprocess.Popen[bytes], seconds: float) -> Slu
         children = psutil.Process(process.pid).children()
         if children:
             cluster = Slurm(folder, children[0].pid)
-            nodes = cluster.command("sinfo", "--Node", "--noheader", "--format=%N %T").stdout.split()
-            if nodes == ["n1", "idle", "n2", "idle"]:
+            nodes = cluster.command("sinfo", "--Node", "--noheader", "--format=%N %T").stdout.splitlines()
+            if set(nodes) == {"n1 idle", "n2 idle"}:
                 return cluster
     raise RuntimeError(f"Slurm did not start in {seconds:.0f} s\n{Slurm(folder, 0).logs()}")

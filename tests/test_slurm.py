@@ -167,12 +167,14 @@ def test_evaluation_in_a_copy_of_the_folder_finds_the_same(
     assert (submissions.folder / "copy" / "my.yaml").exists()
 
 
-def test_a_requeued_job_goes_on_and_ends_with_the_same_result(
+def test_a_preempted_job_goes_on_and_ends_with_the_same_result(
     submissions: Submissions, undisturbed: dict[str, float]
 ) -> None:
     job = submissions.submit(submissions.recipe("run-2"))
     submissions.wait("a checkpoint", lambda: bool(submissions.log("run-2", "checkpoint")))
-    submissions.cluster.output("scontrol", "requeue", job)
+    # More urgent work takes one node; the whole job gives way.
+    urgent = ["srun", "--partition=urgent", "--nodelist=n2", "--cpus-per-task=64", "hostname"]
+    assert submissions.cluster.output(*urgent) == "n2\n"
     submissions.wait_for_second_start(job)
     submissions.wait_for_end(job, "COMPLETED")
     first, second = submissions.log("run-2", "start")
