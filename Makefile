@@ -53,8 +53,9 @@ test: $(INSTALLED)
 test-gpu: $(INSTALLED)
 	$(BIN)/python -m benchmarks.gpu
 
+# Installs nothing in the system: where Slurm is missing, its tests are skipped and name Debian's packages.
 test-nodes: $(INSTALLED)
-	$(BIN)/python -m pytest -q -m nodes
+	$(BIN)/python -m pytest -q -rs -m nodes
 
 data/ml-100k: | $(INSTALLED)
 	$(BIN)/rankmixer data ml-100k --out $@

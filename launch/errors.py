@@ -16,7 +16,9 @@ FAILURE = 1
 # Time in which the agent ends the other ranks after one has said what is wrong.
 SECONDS_TO_BE_STOPPED = 5.0
 
-_OUR_FOLDERS = {Path(__file__).parents[1] / name for name in ("pipeline", "embeddings", "rankmixer_head", "launch")}
+_OUR_FOLDERS = {
+    Path(__file__).resolve().parents[1] / name for name in ("pipeline", "embeddings", "rankmixer_head", "launch")
+}
 
 
 def is_user_error(error: BaseException) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import socket
 from collections import Counter
 from dataclasses import asdict
 from typing import Any
@@ -78,6 +79,7 @@ class Training:
         self.best: float = self.meta.get("best", -math.inf)
         self.evaluations_since_best: int = self.meta.get("evaluations_since_best", 0)
         self.peak = config.train.peak_tflops * 1e12 if config.train.peak_tflops else peak_flops(ranks.device)
+        self.hosts = ", ".join(dict.fromkeys(together("cannot name the hosts", socket.gethostname)))
         self.journal = self._journal(resumed)
         self.bad_files = BadFileReport(config.run.directory, self.journal)
         self.pipeline = AgreedPipeline(self.built.model, self.built.optimizer, ranks.device, ranks.control)
@@ -106,6 +108,7 @@ class Training:
             self.meta.get("position", {}).get("step", 0),
             resumed_from=resumed,
             world_size=self.ranks.world_size,
+            hosts=self.hosts,
             dense_parameters=self.built.dense_parameters,
             table_parameters=sum(table.rows * table.dim for table in self.config.feature_schema.tables.values()),
             flops_per_example=self.built.flops_per_example,

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,3 +69,13 @@ def test_a_rank_whose_peer_failed_says_nothing(capsys: pytest.CaptureFixture[str
 
     assert run_reporting_errors(fail) == 1
     assert capsys.readouterr().err == ""
+
+
+def test_a_mistake_is_one_sentence_where_the_project_is_reached_through_a_link(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    for folder in ("launch", "pipeline", "embeddings", "rankmixer_head"):
+        (tmp_path / folder).symlink_to(root / folder)
+    command = [sys.executable, "-m", "launch.cli", "train", "--config", "nowhere.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("rankmixer: error: nowhere.yaml: cannot be read")

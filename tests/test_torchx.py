@@ -42,6 +42,7 @@ def test_one_node_of_two_processes_and_two_nodes_of_one_train_alike(tmp_path: Pa
         arguments = [component, "-j", shape, "--config", str(job.config), "--rdzv_port", str(free_port())]
         done = torchx_run(job, *arguments, "--", f"run.directory={run}", "train.epochs=1")
         assert done.returncode == 0, done.stdout + done.stderr
+        assert read_log(str(run))[0]["hosts"] == socket.gethostname()
         (finish,) = (line for line in read_log(str(run)) if line["kind"] == "finish")
         results.append({key: value for key, value in finish.items() if key not in ("kind", "time")})
         assert (run / "checkpoints" / "step-00000006" / "manifest.json").exists()
