@@ -53,13 +53,14 @@ def open_together(
     def layout() -> list[Any]:
         opened.append(open_here(set_aside=set_aside))
         files = opened[0].files
-        return [files.layout, len(files.files), files.num_rows, list(files.bad)[:1]]
+        here_alone = [path for path in files.bad if path not in (set_aside or {})]
+        return [files.layout, len(files.files), files.num_rows, here_alone[:1]]
 
     layouts = together("cannot open the files", layout)
     for rank, other in enumerate(layouts):
         if other[0] != layouts[0][0]:
             here, there = (f"{files} files with {rows} rows" for _, files, rows, _ in (layouts[0], other))
-            bad = f", where {other[3][0]} cannot be read" if other[3] and other[3] != layouts[0][3] else ""
+            bad = f", where {other[3][0]} cannot be read" if other[3] else ""
             raise ValueError(
                 f"{paths}: found {here} on rank 0 and {there} on rank {rank}{bad}; expected the same row groups on "
                 "all ranks. Give all nodes the same files, and start when they are written."

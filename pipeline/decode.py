@@ -44,6 +44,8 @@ class Decoder:
         cache, and the next one its memory. One by one they would cost a small row group too much time, and a network
         as many requests: there all are decoded at once.
         """
+        if file.filesystem is None:
+            stack.callback(file.check)  # was it still the same file at the end? Object stores replace only whole ones
         with self._decoding(file, row_group):
             if file.filesystem is None and rows >= COLUMNWISE_ROWS:
                 return partial(self._column, file, row_group, rows, stack.enter_context(self._reader(file)))

@@ -198,7 +198,15 @@ def _find(path: str, filesystem: Any, watch: Watch) -> dict[str, pafs.FileSystem
     """The files that `path` stands for -> their filesystem, None for local ones (pyarrow opens those fastest)."""
     fs, inner = _resolve(path, filesystem)
     with watch.reading(path):
-        names = _names(path, fs, inner)
+        try:
+            names = _names(path, fs, inner)
+        except ValueError:
+            raise
+        except Exception as error:  # whatever a file system raises
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise data_error(
+                path, found=f"no answer ({reason})", expected="files", do="Check path and access."
+            ) from None
     if isinstance(fs, LocalFileSystem):
         return dict.fromkeys(names)
     arrow = fs.fs if isinstance(fs, ArrowFSWrapper) else pafs.PyFileSystem(pafs.FSSpecHandler(fs))

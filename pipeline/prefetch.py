@@ -6,7 +6,7 @@ import atexit
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, wait
+from concurrent.futures import CancelledError, Future, wait
 from itertools import islice
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -45,8 +45,6 @@ def prefetch(
             yield result
             del result
     finally:
-        for future in pending:
-            future.cancel()
         pool.close()
 
 
@@ -55,10 +53,10 @@ class _Pool:
 
     def __init__(self, threads: int, overdue: Overdue) -> None:
         self._overdue = overdue
+        self._is_open = True
         self._queue: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._threads = [
-            threading.Thread(target=_work, args=(self._queue,), name=f"prefetch_{number}", daemon=True)
-            for number in range(threads)
+            threading.Thread(target=self._work, name=f"prefetch_{number}", daemon=True) for number in range(threads)
         ]
         for thread in self._threads:
             thread.start()
@@ -73,9 +71,12 @@ class _Pool:
         while not wait([future], SECONDS_BETWEEN_LOOKS).done:
             if error := self._overdue():
                 raise error
+            if not self._is_open:  # the process ends
+                raise CancelledError
         return future.result()
 
     def close(self) -> None:
+        self._is_open = False
         for _ in self._threads:
             self._queue.put(None)
         for thread in self._threads:
@@ -84,16 +85,15 @@ class _Pool:
         _LEFT.extend(thread for thread in self._threads if thread.is_alive())
         atexit.unregister(self.close)
 
-
-def _work(queue: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]) -> None:
-    while (item := queue.get()) is not None:
-        future, call = item
-        if future.set_running_or_notify_cancel():
-            try:
-                result = call()
-            except BaseException as error:
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-                del result
-        del item, future, call  # nothing is kept alive while the next call is waited for
+    def _work(self) -> None:
+        while (item := self._queue.get()) is not None and self._is_open:
+            future, call = item
+            if future.set_running_or_notify_cancel():
+                try:
+                    result = call()
+                except BaseException as error:
+                    future.set_exception(error)
+                else:
+                    future.set_result(result)
+                    del result
+            del item, future, call  # nothing is kept alive while the next call is waited for

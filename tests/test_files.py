@@ -123,3 +123,20 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
             DataError, match=r"broken.parquet: found a file whose footer cannot be read \(.+\); expected"
         ):
             ParquetFiles.open(str(tmp_path))
+
+
+def test_a_file_system_that_fails_is_named(memory: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("403: no access\n to x")
+
+    monkeypatch.setattr(type(memory), "find", refuse)
+    with pytest.raises(
+        DataError, match=r"memory://x: found no answer \(RuntimeError: 403: no access to x\); expected files"
+    ):
+        ParquetFiles.open("memory://x")
+    monkeypatch.undo()
+    monkeypatch.setattr(type(memory), "_open", refuse)
+    with pytest.raises(
+        DataError, match=r"/x/a.parquet: found a file whose footer cannot be read \(403: no access to x\)"
+    ):
+        ParquetFiles.open("memory://x")

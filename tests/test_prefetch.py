@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -5,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from pipeline.prefetch import prefetch
+from pipeline.prefetch import left_behind, prefetch
 
 
 def calls(count: int, started: list[int], gate: threading.Event | None = None) -> Iterator[Callable[[], int]]:
@@ -66,3 +68,39 @@ def test_closing_leaves_no_thread_and_begins_nothing_more() -> None:
     time.sleep(0.05)
     assert len(started) == begun < 50
     assert not {thread for thread in set(threading.enumerate()) - before if thread.name.startswith("prefetch")}
+
+
+def test_a_process_ends_while_results_are_still_wanted() -> None:
+    script = """
+import time
+from functools import partial
+from itertools import count, repeat
+from pipeline.prefetch import prefetch
+
+def call(number):
+    time.sleep(0.05)
+    return number
+
+inner = prefetch((partial(call, number) for number in count()), threads=2, ahead=2)
+outer = prefetch(repeat(partial(next, inner)), threads=1, ahead=4)
+print(next(outer), flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
+
+
+def test_a_call_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.prefetch.SECONDS_BETWEEN_LOOKS", 0.02)
+    gate = threading.Event()
+    late: list[Exception] = []
+    results = prefetch([lambda: 0, gate.wait, lambda: 2], 2, 3, lambda: late[0] if late else None)
+    assert next(results) == 0
+    late.append(TimeoutError("the second call"))
+    with pytest.raises(TimeoutError, match="the second call"):
+        next(results)
+    assert left_behind()
+    gate.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("prefetch"):
+            thread.join(10)
+    assert not left_behind()
