@@ -16,7 +16,15 @@ FAILURE = 1
 # Time in which the agent ends the other ranks after one has said what is wrong.
 SECONDS_TO_BE_STOPPED = 5.0
 
-_OUR_FOLDERS = {Path(__file__).parents[1] / name for name in ("pipeline", "embeddings", "rankmixer_head", "launch")}
+OUR_FOLDERS = {Path(__file__).parents[1] / name for name in ("pipeline", "embeddings", "rankmixer_head", "launch")}
+
+
+class JobFailed(RuntimeError):
+    """What ended the job, in a sentence for the user; no mistake of theirs."""
+
+
+class PeerFailed(JobFailed):
+    """The same, said by a rank that ends because another failed, which says it too."""
 
 
 def is_user_error(error: BaseException) -> bool:
@@ -27,38 +35,34 @@ def is_user_error(error: BaseException) -> bool:
     if not isinstance(error, ValueError) or error.__traceback__ is None:
         return False
     *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
-    return Path(frame.f_code.co_filename).resolve().parent in _OUR_FOLDERS
+    return Path(frame.f_code.co_filename).resolve().parent in OUR_FOLDERS
 
 
 def run_reporting_errors(command: Callable[[], None]) -> int:
     """Run a command and return its exit status: 0, 2 for the user's mistakes, 1 for anything else.
 
     Under torchrun the message goes to torchelastic's error file, which the agent prints once. Every rank may see the
-    same mistake: rank 0 speaks first, the others wait to be stopped, and speak only if they were not.
+    same mistake: rank 0 speaks first, the others wait to be stopped, and speak only if they were not. A rank that ends
+    because another has failed waits longest: where that one is, on this host or another, nobody else need speak.
     """
     try:
         command()
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        from pipeline.train_pipeline import PeerFailed
-
+        is_told = isinstance(error, JobFailed)
+        message = f"rankmixer: error: {error}" if is_told or is_user_error(error) else traceback.format_exc()
         if isinstance(error, PeerFailed):
             time.sleep(SECONDS_TO_BE_STOPPED)
-            return FAILURE
-        message = f"rankmixer: error: {error}" if is_user_error(error) else traceback.format_exc()
-        if os.environ.get("RANK", "0") != "0":
-            time.sleep(_seconds_before_speaking())
-        _report(message)
+        elif os.environ.get("RANK", "0") != "0":
+            time.sleep(SECONDS_TO_BE_STOPPED / 2)
+        report(message)
         return USER_ERROR if is_user_error(error) else FAILURE
     return 0
 
 
-def _seconds_before_speaking() -> float:
-    return SECONDS_TO_BE_STOPPED / 2
-
-
-def _report(message: str) -> None:
+def report(message: str) -> None:
+    """Say what ended this rank: on stderr, or in torchelastic's error file, of which the agent prints the first."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path is None:
         print(message, file=sys.stderr, flush=True)

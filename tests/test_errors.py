@@ -1,4 +1,5 @@
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -6,8 +7,7 @@ import torch
 
 from launch import errors
 from launch.config import load_config
-from launch.errors import run_reporting_errors
-from pipeline.train_pipeline import PeerFailed
+from launch.errors import JobFailed, PeerFailed, run_reporting_errors
 
 
 @pytest.fixture(autouse=True)
@@ -41,9 +41,22 @@ def test_a_worker_speaks_through_torchelastics_error_file(
     assert capsys.readouterr().err == ""
 
 
-def test_a_rank_whose_peer_failed_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    def fail() -> None:
-        raise PeerFailed("1 of 2 ranks could not read their batch")
+def test_a_rank_whose_peer_failed_lets_that_one_speak_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(errors.time, "sleep", waits.append)
+    monkeypatch.setattr(errors, "SECONDS_TO_BE_STOPPED", 8.0)
 
-    assert run_reporting_errors(fail) == 1
-    assert capsys.readouterr().err == ""
+    def fail(error: Exception) -> None:
+        raise error
+
+    for rank, error in (
+        ("0", JobFailed("rank 1 did not answer")),
+        ("1", JobFailed("rank 0 is late")),
+        ("0", PeerFailed("x")),
+    ):
+        monkeypatch.setenv("RANK", rank)
+        assert run_reporting_errors(partial(fail, error)) == 1
+        assert capsys.readouterr().err == f"rankmixer: error: {error}\n"
+    assert waits == [4.0, 8.0], "rank 0 at once, other ranks later, who has it from another rank last"

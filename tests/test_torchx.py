@@ -22,7 +22,7 @@ def torchx_run(job: Job, *arguments: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         timeout=300,
-        # torchrun must be found by name, where the environment's other programs are.
+        # python must be found by name, where the environment's other programs are.
         env={**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "TORCHXCONFIG": str(config)},
     )
 

@@ -1,0 +1,58 @@
+"""`python -m launch.torchrun ...`: torchrun, with the same arguments, whose failure is one message.
+
+torchrun itself ends with a traceback of its own around the message of the rank that failed first, and hands it to
+TorchX, which prints it again.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+
+from launch.errors import FAILURE
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a job; return 0, the exit status of the rank that failed first, or 1 if a signal ended that."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    try:
+        run(parse_args(arguments))
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        print(message(rank, failure.pid, failure.exitcode, failure.message), file=sys.stderr, flush=True)
+        return failure.exitcode if failure.exitcode > 0 else FAILURE
+    except SignalException as stopped:
+        print(f"rankmixer: stopped by {stopped.sigval.name}", file=sys.stderr, flush=True)
+        return 128 + stopped.sigval
+    return 0
+
+
+def message(rank: int, pid: int, status: int, said: str) -> str:
+    """What to print of the rank that failed first.
+
+    Args:
+        rank: of W.
+        pid: of its process.
+        status: its exit status; minus the signal if one ended it.
+        said: what it wrote into its error file, if it came to that.
+
+    >>> print(message(1, 77, 2, "rankmixer: error: clicks.parquet: no column user"))
+    rankmixer: error: clicks.parquet: no column user
+    """
+    if status >= 0:
+        return said
+    name = signal.Signals(-status).name
+    hint = "; the system does that when memory runs out (dmesg says so)" if name == "SIGKILL" else ""
+    return (
+        f"rankmixer: error: rank {rank} ({socket.gethostname()}, pid {pid}) was ended by {name}{hint}. "
+        "The same command goes on from the last checkpoint"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
