@@ -160,8 +160,8 @@ def build(config: Config, ranks: Ranks, cluster: Cluster, total_steps: int) -> B
     sharded = shard_tokens(ranker, mesh, dtype, check_batches=False) if mesh else []
     if not mesh:
         head.to_empty(device=ranks.device).reset_parameters()
-        if isinstance(head, RankMixer) and head.routers is not None:
-            head.routers.batch_index = ranks.rank
+        if isinstance(head, RankMixer) and head.controller is not None:
+            head.controller.batch_index = ranks.rank
     if config.model.compile:
         head.compile()
     group = dist.group.WORLD

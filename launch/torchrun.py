@@ -24,7 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run(parse_args(arguments))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        print(message(rank, failure.pid, failure.exitcode, failure.message), file=sys.stderr, flush=True)
+        said = failure.error_file_data.get("message", failure.message)
+        text = said["message"] if isinstance(said, dict) else said
+        print(message(rank, failure.pid, failure.exitcode, text), file=sys.stderr, flush=True)
         return failure.exitcode if failure.exitcode > 0 else FAILURE
     except SignalException as stopped:
         print(f"rankmixer: stopped by {stopped.sigval.name}", file=sys.stderr, flush=True)

@@ -65,8 +65,8 @@ def shard_tokens(
     names = []
     for path, head in heads:
         group = TokenGroup(mesh, head.config.tokens, dtype, check_group)
-        if head.routers is not None:
-            head.routers.batch_index = group.replica
+        if head.controller is not None:
+            head.controller.batch_index = group.replica
         if group.size > 1:
             names += [f"{path}.{name}".lstrip(".") for name in share(head, mesh, group)]
     return names

@@ -71,7 +71,7 @@ def test_a_rank_that_is_late_is_named_with_its_line(job: FaultyJob) -> None:
     message = one_message(job.fail(OURS, "tokens-sleeps", 1, TOKENS))
     assert "rank 0 (" in message
     assert "; rank 1 (" in message
-    assert f", pid {job.pid(1)}) is at rankmixer_head/block.py, line " in message
+    assert f", pid {job.pid(1)}) is at rankmixer_head/token_group.py, line " in message
     assert message.endswith(" after step 5")
 
 
