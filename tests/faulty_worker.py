@@ -1,7 +1,7 @@
-"""`rankmixer` on a rank of a job that goes wrong on purpose: FAULT RANK STEP, then the command line.
+"""`rankmixer` on a rank of a job that goes wrong on purpose: FOLDER FAULT RANK STEP, then the command line.
 
 The fault strikes before the step or, with `tokens-`, in the middle of a forward, where the other ranks of the token
-group wait in an exchange.
+group wait in an exchange. A fault that holds `=` is an override of the configuration, on that rank only.
 """
 
 import os
@@ -59,5 +59,8 @@ if __name__ == "__main__":
     folder, fault, rank, step, *arguments = sys.argv[1:]
     Path(folder, f"{os.environ['RANK']}.pid").write_text(str(os.getpid()))
     if os.environ["RANK"] == rank:
-        strike_at(fault, int(step))
+        if "=" in fault:
+            arguments.append(fault)
+        else:
+            strike_at(fault, int(step))
     sys.exit(cli.main(arguments))

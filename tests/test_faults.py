@@ -21,8 +21,11 @@ WORKER = Path(__file__).with_name("faulty_worker.py")
 class FaultyJob(Job):
     """A job of two ranks under torchrun, of which one goes wrong."""
 
+    status = 1
+    left: tuple[str, ...] = ("step-00000004",)
+
     def fail(self, launcher: str, fault: str, rank: int, *overrides: str, **environment: str) -> str:
-        """What it prints; checks that it fails, leaves no process and no half checkpoint."""
+        """What it prints; checks its status, and that it leaves no process and no other checkpoint than `left`."""
         launch = [sys.executable, "-m", launcher, "--nproc-per-node", "2", "--shutdown-timeout", "3"]
         train = ["train", "--config", str(self.config), "run.timeout_seconds=10", *overrides]
         done = subprocess.run(
@@ -32,12 +35,11 @@ class FaultyJob(Job):
             timeout=300,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[1]), **environment},
         )
-        assert done.returncode == 1, done.stdout + done.stderr
+        assert done.returncode == self.status, done.stdout + done.stderr
         for each in range(2):
             with pytest.raises(ProcessLookupError):
                 os.kill(self.pid(each), 0)
-        names = [path.name for path in (self.folder / "run" / "checkpoints").glob("step-*")]
-        assert names == ["step-00000004"]
+        assert tuple(path.name for path in (self.folder / "run" / "checkpoints").glob("step-*")) == self.left
         return done.stderr
 
     def pid(self, rank: int) -> int:
@@ -100,3 +102,16 @@ def test_a_rank_that_raises_says_so_once_and_the_run_goes_on_as_if_nothing_had_b
     undisturbed = job.result(1, "train", f"run.directory={job.folder / 'undisturbed'}")
     assert resumed == pytest.approx(undisturbed, rel=1e-4)
     assert job.losses() == pytest.approx(job.losses("undisturbed"), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_rank_with_another_configuration_ends_the_job_before_it_starts(tmp_path: Path) -> None:
+    job = FaultyJob(tmp_path)
+    job.status, job.left = 2, ()
+    message = one_message(job.fail(OURS, "optimizer.dense.lr=0.5", 1))
+    assert message.startswith("the ranks of this job do not run the same thing:\n  configuration optimizer.dense.lr: ")
+    assert ": 0.001 on rank 0 (" in message
+    assert "; 0.5 on rank 1 (" in message
+    assert message.endswith(
+        "Give all ranks one configuration and one command line, and all hosts one environment and one state of the code"
+    )
