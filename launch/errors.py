@@ -24,7 +24,16 @@ class JobFailed(RuntimeError):
 
 
 class PeerFailed(JobFailed):
-    """The same, said by a rank that ends because another failed, which says it too."""
+    """The same, heard from another rank, which says it too.
+
+    Args:
+        message: what that rank says.
+        is_said_here: it has the same torchrun agent, which will print it.
+    """
+
+    def __init__(self, message: str, is_said_here: bool = False) -> None:
+        super().__init__(message)
+        self.is_said_here = is_said_here
 
 
 def is_user_error(error: BaseException) -> bool:
@@ -43,7 +52,7 @@ def run_reporting_errors(command: Callable[[], None]) -> int:
 
     Under torchrun the message goes to torchelastic's error file, which the agent prints once. Every rank may see the
     same mistake: rank 0 speaks first, the others wait to be stopped, and speak only if they were not. A rank that ends
-    because another has failed waits longest: where that one is, on this host or another, nobody else need speak.
+    because another has failed waits longest, and speaks only where that one does not.
     """
     try:
         command()
@@ -54,6 +63,8 @@ def run_reporting_errors(command: Callable[[], None]) -> int:
         message = f"rankmixer: error: {error}" if is_told or is_user_error(error) else traceback.format_exc()
         if isinstance(error, PeerFailed):
             time.sleep(SECONDS_TO_BE_STOPPED)
+            if error.is_said_here:
+                return FAILURE
         elif os.environ.get("RANK", "0") != "0":
             time.sleep(SECONDS_TO_BE_STOPPED / 2)
         report(message)

@@ -34,7 +34,7 @@ WAITING = ("torch/distributed/", "torchrec/distributed/", "torch/autograd/graph.
 def why(error: Exception, roll_call: RollCall) -> JobFailed | None:
     """What to end with because of `error`; None if it is this rank's own, which the others then hear of."""
     if isinstance(error, train_pipeline.PeerFailed):
-        return PeerFailed(roll_call.hear() or str(error))
+        return roll_call.hear() or PeerFailed(str(error))
     if is_lost_collective(error):
         return roll_call.find_out(error)
     roll_call.tell(str(error) if is_user_error(error) else f"{type(error).__name__}: {error}")
@@ -66,7 +66,7 @@ class RollCall:
         """Training steps that this rank has done, where it trains."""
         # Connections of their own: process groups use the store too, and one that waits is taken.
         self._waiting, self._asking = store.clone(), store.clone()  # type: ignore[attr-defined]
-        self._verdict = ""
+        self._heard: PeerFailed | None = None
         self._is_told, self._has_ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._listen, name="roll call", daemon=True)
         self._thread.start()
@@ -92,32 +92,31 @@ class RollCall:
         _within(2 * ANSWER_SECONDS, announce)
         self._has_ended.set()
 
-    def hear(self) -> str:
-        """Another rank has failed and tells why; empty if it does not come to that."""
+    def hear(self) -> PeerFailed | None:
+        """Another rank has failed and tells why; None if it does not come to that."""
         self._is_told.wait(2 * ANSWER_SECONDS)
         self._has_ended.set()
-        return self._verdict
+        return self._heard
 
     def find_out(self, error: BaseException) -> JobFailed:
         """A collective has failed: whose fault is it? All ranks end with the same answer."""
         said = f"{self._named(self.rank)} {self._complaint(error)}{_after(self.steps_done())}"
-        kind = JobFailed
+        found: list[JobFailed] = []
 
         def ask() -> None:
-            nonlocal kind
             if self._call():
                 self._wait_for("answers", len(self.hosts) - 1)
-                self._announce(f"{said}; {self._blame()}", listeners=self._asking.add("answers", 0))
-            elif self._is_told.wait(2 * ANSWER_SECONDS):
-                kind = PeerFailed
+                found.append(JobFailed(f"{said}; {self._blame()}"))
+                self._announce(str(found[0]), listeners=self._asking.add("answers", 0))
+            elif self._is_told.wait(2 * ANSWER_SECONDS) and self._heard:
+                found.append(self._heard)
 
         _within(3 * ANSWER_SECONDS, ask)
         self._has_ended.set()
-        return kind(
-            self._verdict
-            or f"{said}; nor does the job's store answer, which is where {self._named(0)} is: ended, stopped or out of "
-            "reach"
-        )
+        if found:
+            return found[0]
+        where = f"which is where {self._named(0)} is: ended, stopped or out of reach"
+        return JobFailed(f"{said}; nor does the job's store answer, {where}")
 
     def _listen(self) -> None:
         """The thread: answer a call, hear the verdict, and see to it that this process ends."""
@@ -129,13 +128,15 @@ class RollCall:
             self._waiting.set(f"answer/{self.rank}", json.dumps(_position(self.steps_done())))
             self._waiting.add("answers", 1)
             self._waiting.wait(["verdict"], timedelta(seconds=2 * ANSWER_SECONDS))
-            self._verdict = self._waiting.get("verdict").decode()
+            verdict = json.loads(self._waiting.get("verdict"))
+            self._heard = PeerFailed(verdict["text"], is_said_here=verdict["agent"] == _agent())
             self._waiting.add("heard", 1)
         except dist.DistError:
             return  # the store has gone, and the next collective will fail
         self._is_told.set()
         if not self._has_ended.wait(2 * SECONDS_TO_BE_STOPPED):
-            report(f"rankmixer: error: {self._verdict}")
+            if not self._heard.is_said_here:
+                report(f"rankmixer: error: {self._heard}")
             os._exit(FAILURE)  # what is written appears whole or not at all: nothing is left half done
 
     def _call(self) -> bool:
@@ -147,8 +148,7 @@ class RollCall:
         return True
 
     def _announce(self, verdict: str, listeners: int) -> None:
-        self._verdict = verdict
-        self._asking.set("verdict", verdict)
+        self._asking.set("verdict", json.dumps({"text": verdict, "agent": _agent()}))
         self._wait_for("heard", listeners)
 
     def _wait_for(self, counter: str, count: int) -> None:
@@ -187,6 +187,11 @@ def _position(steps_done: int | None) -> dict[str, Any]:
     ours = (f"{file.parent.name}/{file.name}, line {line}" for file, line in calls if file.parent in OUR_FOLDERS)
     place = next(ours, "its start")  # innermost first
     return {"waits": any(part in str(calls[0][0]) for part in WAITING), "place": f"{place}{_after(steps_done)}"}
+
+
+def _agent() -> str:
+    """torchrun's name for the agent of this rank; without torchrun every rank is on its own."""
+    return os.environ.get("GROUP_RANK", f"pid {os.getpid()}")
 
 
 def _after(steps_done: int | None) -> str:

@@ -49,9 +49,9 @@ class TokenGroup:
         """
         if self.check_group is None or torch.compiler.is_compiling():
             return
-        sizes = torch.empty(self.size, dtype=torch.int64)
-        dist.all_gather_into_tensor(sizes, torch.tensor([batch_size]), group=self.check_group)
-        found = sizes.tolist()
+        sizes = [torch.empty((), dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(sizes, torch.tensor(batch_size), group=self.check_group)
+        found = [int(size) for size in sizes]
         if len(set(found)) > 1:
             ranks = dist.get_process_group_ranks(self.check_group)
             each = ", ".join(f"{size} on rank {rank}" for rank, size in zip(ranks, found, strict=True))

@@ -60,3 +60,11 @@ def test_a_rank_whose_peer_failed_lets_that_one_speak_first(
         assert run_reporting_errors(partial(fail, error)) == 1
         assert capsys.readouterr().err == f"rankmixer: error: {error}\n"
     assert waits == [4.0, 8.0], "rank 0 at once, other ranks later, who has it from another rank last"
+
+
+def test_a_rank_is_silent_whose_agent_prints_what_its_peer_says(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise PeerFailed("rank 1 failed", is_said_here=True)
+
+    assert run_reporting_errors(fail) == 1
+    assert capsys.readouterr().err == ""
