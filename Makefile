@@ -44,7 +44,7 @@ $(INSTALLED): requirements/$(DEVICE).txt setup.cfg pyproject.toml
 	$(call stage,installing rankmixer,$(BIN)/python -m pip install --no-deps --no-build-isolation --editable .)
 	@touch $@
 
-# torchrun must be found by name; the rest of the recipes name their programs in full.
+# TorchX starts python by name; the rest of the recipes name their programs in full.
 test test-gpu test-nodes demo: export PATH := $(BIN):$(PATH)
 
 test: $(INSTALLED)

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from rankmixer_head import RankMixer, RankMixerBlock
 from rankmixer_head.mixing import mix_tokens
-from rankmixer_head.token_parallel import TokenGroup
+from rankmixer_head.token_group import TokenGroup
 
 
 class DispatchAndCombine(nn.Module):

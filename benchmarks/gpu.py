@@ -1,8 +1,9 @@
 """Does all of it run on a GPU, and is it right and fast there? `make test-gpu DEVICE=cuda`, under ten minutes on one.
 
 CPU against CUDA for every module of the head, forward and gradients; bfloat16 against float32; compiled against eager;
-the open experts in grouped products against all of them; training with pinned batches, from files to metrics; the model
-FLOPs utilisation of the presets. Writes benchmarks/results/gpu.md. Without a CUDA device it says that it did not run.
+tokens shared in a group of one rank against the whole head; the open experts in grouped products against all of them;
+training with pinned batches, from files to metrics; the model FLOPs utilisation of the presets.
+Writes benchmarks/results/gpu.md. Without a CUDA device it says that it did not run.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_checks import choices, compiled, grouped, half, parity
+from benchmarks.gpu_checks import choices, compiled, grouped, half, parity, token_parallel
 from benchmarks.gpu_speed import PRESETS, pipeline, utilisation
 from benchmarks.harness import arguments, report
 
 Row = dict[str, Any]
+# One block of each kind; a Sparse-MoE's weights of examples travel along.
+SHARED = ("rankmixer", "tokenmixer_large", "moe dtsi")
 
 
 def main() -> None:
@@ -45,6 +48,10 @@ def checks(device: torch.device) -> Iterator[tuple[str, Callable[[], Row]]]:
         yield f"bfloat16 and float32: {name}", partial(half, name, device)
     for name in ("rankmixer", "mixing_gain", "tokenmixer_large", "moe dtsi"):
         yield f"compiled and eager: {name}", partial(compiled, name, device)
+    for name in SHARED:
+        for compile in (False, True):
+            how = "compiled" if compile else "eager"
+            yield f"tokens shared in a group of one rank, {how}: {name}", partial(token_parallel, name, device, compile)
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
         yield f"open experts and all experts: {name}", partial(grouped, dtype, device)

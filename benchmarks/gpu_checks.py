@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import copy
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast, get_args
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 
 from benchmarks import moe
+from benchmarks.collectives import Collectives
 from rankmixer_head import RankMixer, RankMixerConfig
 from rankmixer_head.config import Ablation, MoEConfig, Routing
+from rankmixer_head.token_group import TokenGroup
+from rankmixer_head.token_parallel import share
 
 T, B, D, K = 4, 256, 64, 2  # rows of 16 bytes in bfloat16 too, as grouped products want
 IN_WIDTHS = [40, 24, 56, 8]  # one group a token
@@ -97,6 +105,43 @@ def compiled(name: str, device: torch.device) -> Row:
         "gradients": max(_gradient_errors(eager, fused).values()),
         "within": {"outputs": OUTPUTS, "gradients": GRADIENTS},
     }
+
+
+def token_parallel(name: str, device: torch.device, compile: bool) -> Row:
+    """Tokens shared in a group of one rank, exchanges and all, against the head as it is: served logits, gradients."""
+    torch.compiler.reset()
+    model = build(name).to(device)
+    shared = copy.deepcopy(model)
+    with _group_of_one(device) as mesh:
+        share(shared, mesh, TokenGroup(mesh, T))
+        run = cast(nn.Module, torch.compile(shared, fullgraph=True)) if compile else shared
+        # What counts the exchanges is not to be compiled.
+        with nullcontext() if compile else Collectives() as collectives:
+            found = _gradients_and_logits(run, shared, device)
+    expected = _gradients_and_logits(model, model, device)
+    found = {key: value.to_local() if isinstance(value, DTensor) else value for key, value in found.items()}
+    return {
+        "outputs": _error(found["served "], expected["served "]),
+        "gradients": max(_gradient_errors(expected, found).values()),
+        **({"exchanges": len(collectives.seen)} if collectives else {}),
+        "within": {"outputs": OUTPUTS, "gradients": GRADIENTS},
+    }
+
+
+@contextmanager
+def _group_of_one(device: torch.device) -> Iterator[DeviceMesh]:
+    on_cuda = device.type == "cuda"
+    dist.init_process_group(
+        "nccl" if on_cuda else "gloo",
+        store=dist.HashStore(),
+        rank=0,
+        world_size=1,
+        device_id=device if on_cuda else None,
+    )
+    try:
+        yield init_device_mesh(device.type, (1,), mesh_dim_names=("token",))
+    finally:
+        dist.destroy_process_group()
 
 
 def grouped(dtype: torch.dtype, device: torch.device) -> Row:

@@ -28,7 +28,8 @@ from benchmarks.collectives import Collectives
 from benchmarks.dispatch_combine import DispatchAndCombine
 from benchmarks.harness import interleave
 from launch.distributed import keep_freed_memory
-from rankmixer_head import RankMixer, RankMixerConfig, token_parallel
+from rankmixer_head import RankMixer, RankMixerConfig, token_group
+from rankmixer_head.token_parallel import shard_tokens
 
 COUNTED_BATCH = 8  # of a rank, where bytes and memory are counted
 
@@ -74,7 +75,7 @@ def count(options: argparse.Namespace) -> dict[str, Any]:
 
 def sent(forward: Callable[[Tensor], Tensor], head: RankMixer, x_BI: Tensor) -> tuple[list[int], Tensor]:
     """Bytes of each collective of one forward, and its logits."""
-    assert isinstance(head.token_group, token_parallel.TokenGroup)
+    assert isinstance(head.token_group, token_group.TokenGroup)
     with Collectives() as collectives:
         logits_BK = forward(x_BI)
     own = head.token_group.process_group.group_name
@@ -110,7 +111,7 @@ class Training:
         torch.manual_seed(0)
         self.head = RankMixer(config, [in_width], num_tasks=1, device="meta")
         mesh = init_device_mesh("cpu", (dist.get_world_size() // group, group), mesh_dim_names=("replica", "token"))
-        ignored = token_parallel.shard_tokens(self.head, mesh)
+        ignored = shard_tokens(self.head, mesh, check_batches=False)
         if not ignored:  # data parallelism: shard_tokens has changed nothing
             self.head.to_empty(device="cpu").reset_parameters()
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.head, ignored)
@@ -149,7 +150,7 @@ def nothing_exchanged() -> Iterator[None]:
         size = sum(received_sizes)
         return sent.repeat(-(-size // sent.numel()))[:size]
 
-    with mock.patch.object(token_parallel, "_exchange", copy):
+    with mock.patch.object(token_group, "_exchange", copy):
         yield
 
 

@@ -155,11 +155,13 @@ def build(config: Config, ranks: Ranks, cluster: Cluster, total_steps: int) -> B
     torch.manual_seed(config.train.seed)
     token_ranks = token_group(config, ranks.world_size, ranks.local_world_size)
     mesh = token_mesh(ranks, token_ranks, config.run.timeout_seconds) if token_ranks > 1 else None
-    sharded = shard_tokens(ranker, mesh, EXCHANGE[config.parallel.exchange]) if mesh else []
+    # BatchReader makes batches of one size: nothing to check.
+    dtype = EXCHANGE[config.parallel.exchange]
+    sharded = shard_tokens(ranker, mesh, dtype, check_batches=False) if mesh else []
     if not mesh:
         head.to_empty(device=ranks.device).reset_parameters()
-        if isinstance(head, RankMixer) and head.routers is not None:
-            head.routers.batch_index = ranks.rank
+        if isinstance(head, RankMixer) and head.controller is not None:
+            head.controller.batch_index = ranks.rank
     if config.model.compile:
         head.compile()
     group = dist.group.WORLD

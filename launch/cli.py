@@ -253,7 +253,10 @@ def _check_versions() -> None:
 
 
 def _quiet_libraries() -> None:
-    """Silence what TorchRec and torch say at every start about things that are in order here."""
+    """Silence what TorchRec and torch say at every start about things that are in order here, and what torch's stores
+    and gloo say of a rank that fails, which launch/roll_call.py says better.
+    """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
     for name in ("torchrec", "torch.distributed", "torch.fx"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(torch|torchrec|fbgemm_gpu)\b.*")

@@ -1,6 +1,6 @@
 """TorchX components: `torchx run -s local_cwd launch/components.py:train -j 1x2 --config my.yaml`.
 
-A component only writes down the torchrun command; the same command typed by hand runs the same job. TorchX 0.7 reads
+A component only writes down a command line of launch.torchrun; typed by hand it runs the same job. TorchX 0.7 reads
 this file's syntax: plain annotations, `Optional`, `Dict` and `List` by their bare names, and no future annotations.
 """
 
@@ -177,7 +177,7 @@ def _job(
     threads = max(1, int(resource.cpu) // processes)
     # The scheduler names the variable that holds the first node's host; some leave it empty on that node itself.
     endpoint = f"$${{{macros.rank0_env}:=localhost}}:{rdzv_port}" if nodes > 1 else "localhost:0"
-    torchrun = ["torchrun", "--nnodes", nodes_argument, "--nproc-per-node", str(processes)]
+    torchrun = ["python", "-m", "launch.torchrun", "--nnodes", nodes_argument, "--nproc-per-node", str(processes)]
     torchrun += ["--rdzv-backend", "c10d", "--rdzv-id", macros.app_id, "--rdzv-endpoint"]
     rest = ["--max-restarts", str(max_restarts), "--shutdown-timeout", str(SHUTDOWN_SECONDS)]
     rest += ["-m", "launch.cli", *arguments]

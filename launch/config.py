@@ -239,6 +239,19 @@ def dump_config(config: Config) -> dict[str, Any]:
     return json.loads(config.model_dump_json())
 
 
+def leaves(tree: Any, path: str = "") -> dict[str, Any]:
+    """The values of a configuration tree by their dotted keys.
+
+    >>> leaves({"model": {"layers": 2, "moe": None}})
+    {'model.layers': 2, 'model.moe': None}
+    """
+    if not isinstance(tree, dict) or not tree:
+        return {path: tree}
+    return {
+        key: leaf for name, child in tree.items() for key, leaf in leaves(child, f"{path}.{name}".lstrip(".")).items()
+    }
+
+
 def json_schema() -> str:
     """The JSON Schema of a configuration file, for editors."""
     schema = Config.model_json_schema()

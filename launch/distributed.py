@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import ctypes
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import psutil
 import torch
 import torch.distributed as dist
 
 from embeddings.sharding import Cluster
+from launch.agreement import check_agreement, settings
 from launch.config import Config, PlanConfig, check_world
+from launch.roll_call import RollCall, why
+from pipeline.collective import on_rank_0
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,7 @@ class Ranks:
         local_world_size: ranks on this node.
         device: what this rank computes on.
         control: a gloo group over all ranks for flags and counts: on CUDA it stalls no stream.
+        roll_call: finds out which rank is missing when a collective fails; None with one rank.
     """
 
     rank: int
@@ -36,6 +42,7 @@ class Ranks:
     local_world_size: int
     device: torch.device
     control: dist.ProcessGroup
+    roll_call: RollCall | None = None
 
     @property
     def is_first(self) -> bool:
@@ -63,36 +70,79 @@ def check_world_here(config: Config) -> None:
 
 
 @contextmanager
-def process_group(timeout_seconds: float, tf32: bool = True) -> Iterator[Ranks]:
-    """Join the job's process group, and leave it at the end.
+def process_group(config: Config, **arguments: Any) -> Iterator[Ranks]:
+    """Join the job's process group, if all ranks run the same job, and leave it at the end.
 
     Args:
-        timeout_seconds: limit on every collective.
-        tf32: allow TF32 matrix products on CUDA.
+        config: the run; `run.timeout_seconds` is the limit on every collective.
+        arguments: of the command, which must be the same on all ranks.
+
+    Raises:
+        ValueError: the ranks do not run the same job, or some do not come.
+        JobFailed: inside, because another rank ended, stopped or came late; says which.
     """
     rank, world_size, local_rank, local_world_size = world_from_environment()
-    timeout = timedelta(seconds=timeout_seconds)
+    seconds = config.run.timeout_seconds
+    timeout = timedelta(seconds=seconds)
     on_cuda = torch.cuda.is_available()
     device = torch.device("cuda", local_rank) if on_cuda else torch.device("cpu")
     if on_cuda:
         torch.cuda.set_device(device)
-        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.backends.cuda.matmul.allow_tf32 = config.model.tf32
     else:
         keep_freed_memory()
-    store = dist.HashStore() if "MASTER_ADDR" not in os.environ else None
+    store = job_store(rank, seconds)
+    hosts = check_agreement(store, rank, world_size, seconds, settings(config, device.type, arguments))
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
         store=store,
-        rank=rank if store else -1,
-        world_size=world_size if store else -1,
+        rank=rank,
+        world_size=world_size,
         timeout=timeout,
         device_id=device if on_cuda else None,
     )
+    roll_call = None
     try:
+        # A name that an earlier attempt at the same store has not used.
+        attempt = on_rank_0("cannot name this attempt", lambda: secrets.token_hex(4))
+        if world_size > 1:
+            roll_call = RollCall(dist.PrefixStore(f"roll call {attempt}", store), hosts, rank, seconds)
         control = dist.new_group(backend="gloo", timeout=timeout)
-        yield Ranks(rank, world_size, local_rank, local_world_size, device, control)
+        yield Ranks(rank, world_size, local_rank, local_world_size, device, control, roll_call)
+        if roll_call:
+            roll_call.leave()
+    except Exception as error:
+        reason = roll_call and why(error, roll_call)
+        if reason:
+            raise reason from None
+        raise
     finally:
         dist.destroy_process_group()
+
+
+def job_store(rank: int, seconds: float) -> dist.Store:
+    """The store that the ranks of a job meet at: torchrun's, or rank 0's; without torchrun one of this process.
+
+    Raises:
+        ValueError: nobody answers there within `seconds`.
+    """
+    if "MASTER_ADDR" not in os.environ:
+        return dist.HashStore()
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    is_torchruns = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    try:
+        return dist.TCPStore(
+            host,
+            port,
+            is_master=rank == 0 and not is_torchruns,
+            timeout=timedelta(seconds=seconds),
+            wait_for_workers=False,
+        )
+    except dist.DistError as error:
+        raise ValueError(
+            f"rank 0 has not joined the job after {seconds:g} s (run.timeout_seconds): nobody answers at {host}:{port} "
+            f"({str(error).partition(chr(10))[0]})"
+        ) from None
 
 
 def keep_freed_memory() -> None:

@@ -16,9 +16,26 @@ FAILURE = 1
 # Time in which the agent ends the other ranks after one has said what is wrong.
 SECONDS_TO_BE_STOPPED = 5.0
 
-_OUR_FOLDERS = {
+OUR_FOLDERS = {
     Path(__file__).resolve().parents[1] / name for name in ("pipeline", "embeddings", "rankmixer_head", "launch")
 }
+
+
+class JobFailed(RuntimeError):
+    """What ended the job, in a sentence for the user; no mistake of theirs."""
+
+
+class PeerFailed(JobFailed):
+    """The same, heard from another rank, which says it too.
+
+    Args:
+        message: what that rank says.
+        is_said_here: it has the same torchrun agent, which will print it.
+    """
+
+    def __init__(self, message: str, is_said_here: bool = False) -> None:
+        super().__init__(message)
+        self.is_said_here = is_said_here
 
 
 def is_user_error(error: BaseException) -> bool:
@@ -29,7 +46,7 @@ def is_user_error(error: BaseException) -> bool:
     if not isinstance(error, ValueError) or error.__traceback__ is None:
         return False
     *_, (frame, _line) = traceback.walk_tb(error.__traceback__)
-    return Path(frame.f_code.co_filename).resolve().parent in _OUR_FOLDERS
+    return Path(frame.f_code.co_filename).resolve().parent in OUR_FOLDERS
 
 
 def run_reporting_errors(command: Callable[[], None]) -> int:
@@ -37,31 +54,29 @@ def run_reporting_errors(command: Callable[[], None]) -> int:
 
     Under torchrun the message goes to torchelastic's error file, which the agent prints once, when it ends, or to
     stderr if the agent will start the processes again. Every rank may see the same mistake: rank 0 speaks first, the
-    others wait to be stopped, and speak only if they were not.
+    others wait to be stopped, and speak only if they were not. A rank that ends because another has failed waits
+    longest, and speaks only where that one does not.
     """
     try:
         command()
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        from pipeline.train_pipeline import PeerFailed
-
+        is_told = isinstance(error, JobFailed)
+        message = f"rankmixer: error: {error}" if is_told or is_user_error(error) else traceback.format_exc()
         if isinstance(error, PeerFailed):
             time.sleep(SECONDS_TO_BE_STOPPED)
-            return FAILURE
-        message = f"rankmixer: error: {error}" if is_user_error(error) else traceback.format_exc()
-        if os.environ.get("RANK", "0") != "0":
-            time.sleep(_seconds_before_speaking())
-        _report(message)
+            if error.is_said_here:
+                return FAILURE
+        elif os.environ.get("RANK", "0") != "0":
+            time.sleep(SECONDS_TO_BE_STOPPED / 2)
+        report(message)
         return USER_ERROR if is_user_error(error) else FAILURE
     return 0
 
 
-def _seconds_before_speaking() -> float:
-    return SECONDS_TO_BE_STOPPED / 2
-
-
-def _report(message: str) -> None:
+def report(message: str) -> None:
+    """Say what ended this rank: on stderr, or in torchelastic's error file, of which the agent prints the first."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     restarts, allowed = (int(os.environ.get(f"TORCHELASTIC_{name}", "0")) for name in ("RESTART_COUNT", "MAX_RESTARTS"))
     if restarts < allowed:

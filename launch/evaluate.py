@@ -20,7 +20,7 @@ def evaluate_checkpoint(config: Config, checkpoint: str) -> None:
     """Print the metrics of a checkpoint on data.test, or data.evaluate, as one JSON line."""
     paths = evaluation_paths(config)
     check_world_here(config)
-    with process_group(config.run.timeout_seconds, config.model.tf32) as ranks:
+    with process_group(config, checkpoint=checkpoint) as ranks:
         built, name = _restored(config, ranks, checkpoint)
         evaluation = evaluate(config, built, ranks, paths)
         if ranks.is_first:
@@ -37,7 +37,7 @@ def predict(config: Config, checkpoint: str, data: str, out: str, keys: Sequence
     if taken:
         raise ValueError(f"--keys names {taken}, which are columns of the output; leave them out")
     check_world_here(config)
-    with process_group(config.run.timeout_seconds, config.model.tf32) as ranks:
+    with process_group(config, checkpoint=checkpoint, keys=keys) as ranks:
         reader = pass_reader(config, ranks, data, keys=keys, labels=False)
         built, name = _restored(config, ranks, checkpoint)
         with ParquetParts(out, ranks) as parts:

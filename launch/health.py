@@ -10,13 +10,14 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from pipeline.collective import rank, together
+
 # `head.blocks.0.ffn`, `embeddings.embedding_bags.user`: a layer, whatever its parameters are.
 _LAYER = re.compile(r"(?:.*\.)?((?:head\.blocks\.\d+|head|embedding_bags)\.\w+)")
 
 
-@torch.no_grad()
 def layer_statistics(model: nn.Module) -> dict[str, str]:
-    """Largest absolute weight of every layer, as this rank holds it, or how many of its weights are not finite.
+    """Largest absolute weight of every layer, or how many of its weights are not finite, over all ranks. Collective.
 
     >>> from rankmixer_head import RankMixer, RankMixerConfig
     >>> model = nn.ModuleDict({"head": RankMixer(RankMixerConfig.preset("tiny", layers=1), [16], num_tasks=1)})
@@ -25,17 +26,39 @@ def layer_statistics(model: nn.Module) -> dict[str, str]:
     >>> list(layer_statistics(model).items())[1:3]
     [('head.blocks.0.mixing_norm', 'up to 1'), ('head.blocks.0.ffn', '2 of 66,816 not finite')]
     """
-    layers: dict[str, list[torch.Tensor]] = {}
+    layers: dict[str, tuple[float, int, int]] = {}
+    for found in together("cannot look at the weights", lambda: _layers_here(model)):
+        for name, (largest, broken, count) in found.items():
+            known = layers.get(name, (0.0, 0, 0))
+            layers[name] = max(known[0], largest), known[1] + broken, known[2] + count
+    return {
+        name: f"{broken:,} of {count:,} not finite" if broken else f"up to {largest:.3g}"
+        for name, (largest, broken, count) in layers.items()
+    }
+
+
+@torch.no_grad()
+def _layers_here(model: nn.Module) -> dict[str, tuple[float, int, int]]:
+    """By layer: the largest weight, how many are not finite, of how many; each weight is counted on one rank."""
+    layers: dict[str, tuple[float, int, int]] = {}
     for name, parameter in model.named_parameters():
-        found = _LAYER.match(name)
-        layers.setdefault(found[1] if found else name, []).append(_local(parameter))
-    statistics = {}
-    for name, parameters in layers.items():
-        largest = max(map(_largest, parameters))
-        broken = 0 if math.isfinite(largest) else sum(map(_count_broken, parameters))
-        count = sum(parameter.numel() for parameter in parameters)
-        statistics[name] = f"{broken:,} of {count:,} not finite" if broken else f"up to {largest:.3g}"
-    return statistics
+        match = _LAYER.match(name)
+        layer = match[1] if match else name
+        known = layers.setdefault(layer, (0.0, 0, 0))
+        if _is_counted_here(layer, parameter):
+            local = _local(parameter)
+            largest = _largest(local)
+            broken = 0 if math.isfinite(largest) else _count_broken(local)
+            layers[layer] = max(known[0], largest), known[1] + broken, known[2] + local.numel()
+    return layers
+
+
+def _is_counted_here(layer: str, parameter: torch.Tensor) -> bool:
+    """Tables and shared tokens lie in parts on the ranks, replicas hold the same; all else is whole on every rank."""
+    if isinstance(parameter, DTensor):
+        kinds = zip(parameter.device_mesh.get_coordinate() or (), parameter.placements, strict=True)
+        return all(coordinate == 0 for coordinate, kind in kinds if kind.is_replicate())
+    return layer.startswith("embedding_bags") or rank() == 0
 
 
 @torch.no_grad()

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +14,7 @@ import torch.distributed as dist
 
 from launch.bad_files import Entry, found_bad, open_together
 from launch.build import Build
-from launch.config import Config, dump_config
+from launch.config import Config, dump_config, leaves
 from launch.distributed import Ranks
 from launch.paths import group_keys
 from launch.ranker import Output
@@ -134,19 +133,6 @@ def random_state(ranks: Ranks) -> dict[str, dict[str, torch.Tensor]]:
     if ranks.device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(ranks.device)
     return {f"rank-{ranks.rank}": state}
-
-
-def leaves(tree: Any, path: str = "") -> dict[str, Any]:
-    """The values of a configuration tree by their dotted keys.
-
-    >>> leaves({"model": {"layers": 2, "moe": None}})
-    {'model.layers': 2, 'model.moe': None}
-    """
-    if not isinstance(tree, dict) or not tree:
-        return {path: tree}
-    return {
-        key: leaf for name, child in tree.items() for key, leaf in leaves(child, f"{path}.{name}".lstrip(".")).items()
-    }
 
 
 def restore(

@@ -32,7 +32,7 @@ LOWER_IS_BETTER = ("logloss", "ne")
 def train(config: Config) -> None:
     """Train, evaluate, save; resume if the run directory holds a checkpoint. Prints one JSON line at the end."""
     check_world_here(config)
-    with process_group(config.run.timeout_seconds, config.model.tf32) as ranks:
+    with process_group(config) as ranks:
         result = Training(config, ranks).run()
         if ranks.is_first:
             print_result(result)
@@ -93,6 +93,8 @@ class Training:
             evaluate=self.evaluate,
             save=self.save,
         )
+        if ranks.roll_call:
+            ranks.roll_call.steps_done = lambda: position.step
 
     def _journal(self, resumed: str | None) -> Journal | None:
         if not self.ranks.is_first:
@@ -131,12 +133,15 @@ class Training:
                 self.journal.close()
 
     def _diagnosis(self, error: DivergedError) -> str:
-        """What went wrong, what the layers look like, what is safe and what to do."""
+        """What went wrong, what the layers look like, what is safe and what to do. Collective; recorded in the log."""
         checkpoint = self.checkpoints.latest()
-        layers = "\n".join(f"  {name}: {found}" for name, found in layer_statistics(self.built.model).items())
+        layers = layer_statistics(self.built.model)
+        if self.journal:
+            self.journal.event("diverged", self.loop.position.step, layers=layers, checkpoint=checkpoint)
+        lines = "\n".join(f"  {name}: {found}" for name, found in layers.items())
         kept = f"The last good checkpoint is {checkpoint}" if checkpoint else "There is no checkpoint yet"
         return (
-            f"{error}. Weights of the layers on rank {self.ranks.rank}:\n{layers}\n{kept} in "
+            f"{error}. Weights of the layers:\n{lines}\n{kept} in "
             f"{self.checkpoints.directory}; nothing was saved since. Lower optimizer.dense.lr or optimizer.sparse.lr, "
             "set optimizer.clip_norm, or look for huge numbers in the dense features; the same command then resumes"
         )

@@ -32,7 +32,7 @@ INITIAL: dict[str, float | str] = {
     "load_TE": 0.5,  # a ReLU gate without bias is open for half of all inputs
     "open_TE": 0.0,
     "seen": 0.0,
-    "log_penalty": 0.0,  # Routers
+    "log_penalty": 0.0,  # RoutingController
     "excess": 0.0,
     "gain_D": 0.5,  # GainedMixing: at 1 it would be singular
     "up_IM": "maps",  # ablations

@@ -14,7 +14,7 @@ from rankmixer_head.counters import flops_per_example
 from rankmixer_head.heads import TaskHeads
 from rankmixer_head.initialise import initialise
 from rankmixer_head.moe import PerTokenMoE
-from rankmixer_head.routing import Routers
+from rankmixer_head.routing import RoutingController
 from rankmixer_head.tokenizer import Tokenizer
 
 
@@ -54,7 +54,7 @@ class RankMixer(nn.Module):
         # Pre-norm blocks leave the sum of all their outputs; Post-norm blocks end with a LayerNorm of their own.
         self.norm = nn.RMSNorm(config.width, device=device) if is_large else nn.Identity()
         self.heads = TaskHeads(config.width, config.head_hidden, num_tasks, device)
-        self.routers = None if config.moe is None else Routers(config.moe, device)
+        self.controller = None if config.moe is None else RoutingController(config.moe, device)
         if config.initialisation != "fan_in":
             # For each part: DistributedModelParallel resets those that were on the meta device one by one.
             parts: list[Any] = list(self.modules())
@@ -76,16 +76,16 @@ class RankMixer(nn.Module):
             x_BI: the input.
             weight_B: weight of each example in the loss, 0 for padding; only a Sparse-MoE uses it. Default: 1/B.
         """
-        if self.routers is None:
+        if self.controller is None:
             weight_B = None
         elif weight_B is None:
             weight_B = torch.full((len(x_BI),), 1 / max(1, len(x_BI)), device=x_BI.device)
         x_TBD, weight_B = self.enter(x_BI, weight_B)
         examples = None
-        if self.routers is not None and weight_B is not None:
-            if self.training and self.routers.has_two_paths:
+        if self.controller is not None and weight_B is not None:
+            if self.training and self.controller.has_two_paths:
                 x_TBD = torch.cat([x_TBD, x_TBD], dim=1)
-            examples = self.routers.examples(weight_B)
+            examples = self.controller.examples(weight_B)
         for block in self.blocks:
             if self.config.recompute and torch.is_grad_enabled():
                 x_TBD = checkpoint(block, x_TBD, examples, use_reentrant=False)
@@ -114,15 +114,15 @@ class RankMixer(nn.Module):
         Args:
             all_reduce: sums a tensor over all ranks, in place; needed with more than one, or they drift apart.
         """
-        if self.routers is not None:
-            self.routers.adapt(self.moes, all_reduce)
+        if self.controller is not None:
+            self.controller.adapt(self.moes, all_reduce)
 
     def routing_state(self) -> dict[str, float]:
         """The share of open experts, smoothed over steps, and the penalty's weight lambda; {} without a Sparse-MoE."""
-        if self.routers is None:
+        if self.controller is None:
             return {}
         ratio = torch.stack([moe.load_TE for moe in self.moes]).mean()
-        return {"active_ratio": ratio.item(), "penalty": self.routers.penalty.item()}
+        return {"active_ratio": ratio.item(), "penalty": self.controller.penalty.item()}
 
     def flops_per_example(self, active_ratio: float | None = None) -> int:
         """FLOPs of the matrix products of one example's forward, as it is served; training takes three times as many.

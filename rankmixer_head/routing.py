@@ -1,4 +1,4 @@
-"""The routers of all layers together: which path an example takes, the penalty and its weight, the statistics."""
+"""What controls the routers of all layers: which path an example takes, the penalty and its weight, the statistics."""
 
 from collections.abc import Callable, Sequence
 
@@ -18,8 +18,8 @@ RARE, REVIVAL = 0.01, 0.01
 OPENING = 0.02
 
 
-class Routers(nn.Module):
-    """What the Sparse-MoEs of a model share: lambda, the weight of the l1 penalty, adapted until the budget is met.
+class RoutingController(nn.Module):
+    """Controls the routers of all layers: adapts lambda, the weight of the l1 penalty, until the budget is met.
 
     Its state, `log_penalty`, the logarithm of lambda over its start, and `excess`, are buffers, and so a part of every
     checkpoint; they start at zero, as DistributedModelParallel leaves buffers that were on the meta device.
@@ -105,9 +105,9 @@ class Activity:
 
     >>> from rankmixer_head.config import MoEConfig
     >>> config = MoEConfig(experts=2)
-    >>> moe, routers = PerTokenMoE(4, 12, 6, config).eval().requires_grad_(False), Routers(config).eval()
+    >>> moe, controller = PerTokenMoE(4, 12, 6, config).eval().requires_grad_(False), RoutingController(config).eval()
     >>> moe.router_bias_TE[:] = torch.tensor([100.0, -100.0])
-    >>> _ = moe(torch.ones(4, 3, 12), routers.examples(torch.ones(3)))
+    >>> _ = moe(torch.ones(4, 3, 12), controller.examples(torch.ones(3)))
     >>> activity = Activity([moe])
     >>> activity.add()
     >>> activity.load_LTE().tolist()

@@ -7,9 +7,10 @@ import jaxtyping
 import pytest
 import torch
 
-from benchmarks.gpu import checks, outcome
-from benchmarks.gpu_checks import choices, compiled, grouped, half, inputs, parity
+from benchmarks.gpu import SHARED, checks, outcome
+from benchmarks.gpu_checks import choices, compiled, grouped, half, inputs, parity, token_parallel
 from benchmarks.gpu_speed import PRESETS, pipeline, utilisation
+from rankmixer_head.token_group import TokenGroup
 
 CPU = torch.device("cpu")
 
@@ -58,6 +59,27 @@ def test_compiled_is_eager(monkeypatch: pytest.MonkeyPatch) -> None:
     compile_ = torch.compile
     monkeypatch.setattr(torch, "compile", lambda model, **options: compile_(model, backend="aot_eager", **options))
     assert outcome("compiled", lambda: compiled("rankmixer", CPU))["outcome"] == "ok"
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_tokens_shared_in_a_group_of_one_are_the_head(name: str) -> None:
+    row = outcome("shared", lambda: token_parallel(name, CPU, compile=False))
+    assert row["outcome"] == "ok", row
+    # Two layers, forward and backward of training, and serving; entering and leaving with each.
+    assert row["exchanges"] == 3 * (2 + 2 * (2 if name == "tokenmixer_large" else 1))
+
+
+def test_tokens_shared_and_compiled_are_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **options: compile_(model, backend="aot_eager", **options))
+    assert outcome("shared", lambda: token_parallel("rankmixer", CPU, compile=True))["outcome"] == "ok"
+
+
+def test_an_exchange_that_goes_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    swap = TokenGroup._swap
+    monkeypatch.setattr(TokenGroup, "_swap", lambda self, x: swap(self, x).flip(0))
+    assert outcome("shared", lambda: token_parallel("rankmixer", CPU, compile=False))["outcome"] == "FAILED"
 
 
 @pytest.mark.slow

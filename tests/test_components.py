@@ -42,11 +42,11 @@ def test_installed_under_a_short_name_beside_torchxs_own() -> None:
     assert {"rankmixer.train", "rankmixer.evaluate", "rankmixer.predict", "dist.ddp", "utils.echo"} <= names
 
 
-def test_the_command_is_plain_torchrun(config: str) -> None:
+def test_the_command_is_torchrun(config: str) -> None:
     job = app(config, "-j", "1x3", "--max_restarts", "2", "--env", "A=1", "--cpu", "6", "--", "train.epochs=2")
     (role,) = job.roles
     words = shlex.split(role.args[1])
-    assert words[:3] == ["exec", "torchrun", "--nnodes"]
+    assert words[:5] == ["exec", "python", "-m", "launch.torchrun", "--nnodes"]
     assert words[words.index("--nproc-per-node") + 1] == "3"
     assert words[words.index("--max-restarts") + 1] == "2"
     assert words[words.index("--rdzv-endpoint") + 1] == "localhost:0"
@@ -102,7 +102,7 @@ def test_dry_runs(scheduler: str, config: str) -> None:
     options = {"local_cwd": {}, "slurm": {"partition": "gpu", "time": "60"}, "kubernetes": {"queue": "default"}}
     with get_runner() as runner:
         request = str(runner.dryrun(app(config, "-j", "2x2"), scheduler, options[scheduler]))
-    assert "torchrun" in request
+    assert "launch.torchrun" in request
     assert "launch.cli" in request
     assert "${rank0_env}" not in request
     if scheduler == "slurm":

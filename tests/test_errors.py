@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,7 @@ import torch
 
 from launch import errors
 from launch.config import load_config
-from launch.errors import run_reporting_errors
-from pipeline.train_pipeline import PeerFailed
+from launch.errors import JobFailed, PeerFailed, run_reporting_errors
 
 
 @pytest.fixture(autouse=True)
@@ -63,9 +63,30 @@ def test_what_the_agent_would_keep_to_itself_is_on_stderr(
     assert path.exists()
 
 
-def test_a_rank_whose_peer_failed_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rank_whose_peer_failed_lets_that_one_speak_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(errors.time, "sleep", waits.append)
+    monkeypatch.setattr(errors, "SECONDS_TO_BE_STOPPED", 8.0)
+
+    def fail(error: Exception) -> None:
+        raise error
+
+    for rank, error in (
+        ("0", JobFailed("rank 1 did not answer")),
+        ("1", JobFailed("rank 0 is late")),
+        ("0", PeerFailed("x")),
+    ):
+        monkeypatch.setenv("RANK", rank)
+        assert run_reporting_errors(partial(fail, error)) == 1
+        assert capsys.readouterr().err == f"rankmixer: error: {error}\n"
+    assert waits == [4.0, 8.0], "rank 0 at once, other ranks later, who has it from another rank last"
+
+
+def test_a_rank_is_silent_whose_agent_prints_what_its_peer_says(capsys: pytest.CaptureFixture[str]) -> None:
     def fail() -> None:
-        raise PeerFailed("1 of 2 ranks could not read their batch")
+        raise PeerFailed("rank 1 failed", is_said_here=True)
 
     assert run_reporting_errors(fail) == 1
     assert capsys.readouterr().err == ""

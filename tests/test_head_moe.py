@@ -10,7 +10,7 @@ from torch import Tensor
 from rankmixer_head import Activity, MoEConfig, PerTokenMoE, RankMixer, RankMixerConfig
 from rankmixer_head.config import Routing
 from rankmixer_head.experts import _add_all_groups, all_experts, open_experts, serve_experts
-from rankmixer_head.routing import START, Routers
+from rankmixer_head.routing import START, RoutingController
 
 B, T, D, M, E = 5, 4, 12, 30, 6
 ROUTINGS: list[Routing] = ["dtsi", "dtsi_split", "dtsi_distill", "single", "top_k"]
@@ -25,9 +25,9 @@ def random_moe(routing: Routing = "single", active_ratio: float = 0.5) -> PerTok
 
 
 def examples(moe: PerTokenMoE, weight_B: Tensor | None = None, penalty: float = 0.0) -> Any:
-    routers = Routers(moe.config).double().train(moe.training)
-    routers.log_penalty.fill_(penalty / START).log_()
-    return routers.examples(torch.ones(B, dtype=torch.double) if weight_B is None else weight_B)
+    controller = RoutingController(moe.config).double().train(moe.training)
+    controller.log_penalty.fill_(penalty / START).log_()
+    return controller.examples(torch.ones(B, dtype=torch.double) if weight_B is None else weight_B)
 
 
 def naive_gates(s_D: Tensor, router_DE: Tensor, bias_E: Tensor, config: MoEConfig) -> Tensor:
@@ -224,14 +224,14 @@ def test_lambda_grows_above_the_budget_and_shrinks_below_it_on_all_ranks_togethe
     config = MoEConfig(E, active_ratio=0.5)
 
     def adapted(open_share: float, other_rank: float) -> tuple[float, float]:
-        moe, routers = PerTokenMoE(T, D, M, config), Routers(config)
+        moe, controller = PerTokenMoE(T, D, M, config), RoutingController(config)
         moe.open_TE.fill_(open_share * B)
         moe.seen.fill_(B)
         other = torch.full((T * E + 1,), other_rank * B)
         other[-1] = B
-        before = routers.log_penalty.item()
-        routers.adapt([moe], lambda counts: counts.add_(other))
-        return routers.log_penalty.item() - before, moe.load_TE.mean().item()
+        before = controller.log_penalty.item()
+        controller.adapt([moe], lambda counts: counts.add_(other))
+        return controller.log_penalty.item() - before, moe.load_TE.mean().item()
 
     assert adapted(1.0, 1.0)[0] > 0 > adapted(0.0, 0.0)[0]
     assert adapted(1.0, 0.0)[0] == pytest.approx(0.0, abs=1e-6)
@@ -241,23 +241,23 @@ def test_lambda_grows_above_the_budget_and_shrinks_below_it_on_all_ranks_togethe
 
 def test_an_expert_that_hardly_any_example_opens_is_brought_back() -> None:
     config = MoEConfig(E, active_ratio=0.25, routing="single")
-    moe, routers = PerTokenMoE(T, D, M, config), Routers(config)
+    moe, controller = PerTokenMoE(T, D, M, config), RoutingController(config)
     moe.router_bias_TE.data[1, 2] = -3.0
     for _ in range(600):
-        moe(torch.randn(T, 32, D), routers.examples(torch.ones(32)))
-        routers.adapt([moe])
+        moe(torch.randn(T, 32, D), controller.examples(torch.ones(32)))
+        controller.adapt([moe])
     assert moe.load_TE[1, 2] > 0
     assert (moe.router_bias_TE != 0).sum() == 1, "the others are left alone"
 
 
 def test_a_batch_of_padding_alone_changes_no_state() -> None:
     config = MoEConfig(E, active_ratio=0.25, routing="single")
-    moe, routers = PerTokenMoE(T, D, M, config), Routers(config)
-    before = moe.load_TE.clone(), routers.log_penalty.clone()
-    moe(torch.randn(T, B, D), routers.examples(torch.zeros(B)))
-    routers.adapt([moe])
+    moe, controller = PerTokenMoE(T, D, M, config), RoutingController(config)
+    before = moe.load_TE.clone(), controller.log_penalty.clone()
+    moe(torch.randn(T, B, D), controller.examples(torch.zeros(B)))
+    controller.adapt([moe])
     assert torch.equal(moe.load_TE, before[0])
-    assert torch.equal(routers.log_penalty, before[1])
+    assert torch.equal(controller.log_penalty, before[1])
 
 
 def planted(routing: Routing, active_ratio: float, steps: int) -> tuple[RankMixer, Tensor, Tensor]:

@@ -11,7 +11,7 @@ from rankmixer_head import MoEConfig, RankMixer, RankMixerConfig
 from rankmixer_head.config import check_token_group
 from rankmixer_head.token_parallel import shard_tokens
 from tests.ranks import run_ranks
-from tests.token_group import CONFIGS, G, K, Training, batch, build, fifty_losses, token_mesh, trained
+from tests.token_group import CONFIGS, G, I, K, Training, batch, build, fifty_losses, token_mesh, trained
 
 LONG = ["plain", "moe_dtsi_split"]
 GROUPS = [(1, 1), (1, 2), (2, 2), (1, 4), (2, 4), (4, 4)]
@@ -33,6 +33,8 @@ def all_checks(rank: int, world_size: int) -> dict[str, Any]:
             found[f"drawn {ranks}"] = drawn(ranks)
             found[f"bfloat16 {ranks}"] = in_bfloat16(ranks)
             found[f"accumulated {ranks}"] = accumulated(ranks)
+            found[f"revived {ranks}"] = revived(ranks)
+            found[f"uneven {ranks}"] = uneven(ranks)
             found[f"autocast {ranks}"] = under_autocast(ranks)
     found["compiled"] = {variant: compiled(variant) for variant, W in COMPILED.items() if world_size == W}
     try:
@@ -114,6 +116,39 @@ def accumulated(ranks: int) -> dict[str, Any]:
     training.loss(0).backward()
     training.loss(1).backward()
     return training.whole("gradients")
+
+
+def revived(ranks: int) -> dict[str, Any]:
+    """One expert of each token shut by its router's bias: when it opens again, and the statistics then."""
+    head = build("moe_single")
+    for moe in head.moes:
+        moe.router_TDE.data[:, :, 1] = 0.0
+        moe.router_bias_TE.data[:, 1] = -0.05 * (1 + torch.arange(4))
+        moe.load_TE[:, 1] = 0.0  # as after long being shut
+    training = Training(head, ranks)
+    opened: dict[str, int] = {}
+    for step in range(1, 41):
+        training.step(step % 4)
+        for layer, moe in enumerate(head.moes):
+            for token in range(4):
+                if moe.load_TE[token, 1] > 0:
+                    opened.setdefault(f"layer {layer} token {token}", step)
+    buffers = {name: buffer.clone() for name, buffer in head.named_buffers() if "load" in name}
+    return {"opened": opened, "weights": training.whole(), "buffers": buffers}
+
+
+def uneven(ranks: int) -> dict[str, Any]:
+    """Batches of one size, then of another on the last rank, then of one size again."""
+    head = build("plain")
+    shard_tokens(head, token_mesh(ranks))
+    world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    outcomes: dict[str, Any] = {}
+    for name, size in (("before", 3), ("uneven", 3 - (rank == world - 1)), ("after", 2)):
+        try:
+            outcomes[name] = len(head(torch.zeros(size, I, dtype=torch.float64)))
+        except ValueError as error:
+            outcomes[name] = str(error)
+    return outcomes
 
 
 def compiled(variant: str) -> float:
@@ -240,6 +275,33 @@ def test_gradients_of_micro_batches_add_up(ranks: dict[int, list[dict[str, Any]]
     expected = accumulated(1)
     for P, W in ((P, W) for P, W in GROUPS if P > 1):
         assert_equal(ranks[W][0][f"accumulated {P}"], expected, f"P = {P}, W = {W}:")
+
+
+@pytest.mark.slow
+def test_experts_that_are_shut_come_back_as_on_one_process(ranks: dict[int, list[dict[str, Any]]]) -> None:
+    expected = revived(1)
+    steps = [[expected["opened"][f"layer {layer} token {token}"] for token in range(4)] for layer in range(2)]
+    for layer in steps:
+        assert 1 < layer[0] < layer[1] < layer[2] < layer[3], "the deeper it was shut, the later it opens"
+    for P, W in ((P, W) for P, W in GROUPS if P > 1):
+        for rank in range(W):
+            got = ranks[W][rank][f"revived {P}"]
+            assert got["opened"] == expected["opened"]
+            for kind in ("weights", "buffers"):
+                assert_equal(got[kind], expected[kind], f"P = {P}, W = {W}, rank {rank}:")
+
+
+@pytest.mark.slow
+def test_batches_of_different_sizes_are_refused_by_the_whole_group(ranks: dict[int, list[dict[str, Any]]]) -> None:
+    for P, W in ((P, W) for P, W in GROUPS if P > 1):
+        for rank in range(W):
+            found = ranks[W][rank][f"uneven {P}"]
+            assert (found["before"], found["after"]) == (3, 2)
+            if rank // P < W // P - 1:
+                assert found["uneven"] == 3, "another group has nothing to do with it"
+            else:
+                sizes = ", ".join(f"{3 - (other == W - 1)} on rank {other}" for other in range(W - P, W))
+                assert f"brought batches of different sizes: {sizes}; pad" in found["uneven"]
 
 
 @pytest.mark.slow

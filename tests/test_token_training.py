@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipeline.journal import read_log
 from tests.job import Job
@@ -14,6 +15,18 @@ MOE = ["model.moe={experts: 3, routing: dtsi_split}", "optimizer.clip_norm=0.2",
 
 def train_lines(run: Path) -> list[dict[str, Any]]:
     return [line for line in read_log(str(run)) if line["kind"] == "train"]
+
+
+def experts_and_warnings(run: Path) -> list[Any]:
+    """Loads of all experts, one after another, and what is said of the dead ones."""
+    lines = read_log(str(run))
+    loads = [
+        share
+        for line in lines
+        if line["kind"] == "experts"
+        for share in torch.tensor(line["load_LTE"]).flatten().tolist()
+    ]
+    return [*loads, *(line["message"] for line in lines if line["kind"] == "warning")]
 
 
 @pytest.mark.slow
@@ -29,6 +42,7 @@ def test_a_token_group_trains_as_one_process_does_and_its_checkpoint_is_read_by_
         for one, two in zip(alone, train_lines(group), strict=True):
             for key in ("loss", "grad_norm", "active_ratio", "penalty"):
                 assert two[key] == pytest.approx(one[key], rel=1e-5), f"{key} of step {one['step']}"
+        assert experts_and_warnings(group) == pytest.approx(experts_and_warnings(tmp_path / "alone"), rel=1e-5)
         assert got.keys() == expected.keys()
         for key, value in expected.items():
             assert got[key] == pytest.approx(value, rel=1e-4), key

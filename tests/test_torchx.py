@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.journal import read_log
@@ -22,7 +24,7 @@ def torchx_run(job: Job, *arguments: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         timeout=300,
-        # torchrun must be found by name, where the environment's other programs are.
+        # python must be found by name, where the environment's other programs are.
         env={**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "TORCHXCONFIG": str(config)},
     )
 
@@ -64,3 +66,16 @@ def test_a_mistake_ends_torchx_with_status_2(tmp_path: Path) -> None:
     done = torchx_run(job, "rankmixer.train", "-j", "1x2", "--config", str(job.config))
     assert done.returncode == 2
     assert "b.parquet" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_row_that_cannot_be_read_is_said_once(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    table = pq.read_table(tmp_path / "train" / "b.parquet")
+    users = [20, *table["user"].to_pylist()[1:]]
+    pq.write_table(table.set_column(0, "user", pa.array(users)), tmp_path / "train" / "b.parquet")
+    done = torchx_run(job, "rankmixer.train", "-j", "1x2", "--config", str(job.config))
+    assert done.returncode == 1
+    said = done.stdout + done.stderr
+    assert said.count("b.parquet, row group 0, row 0, column 'user': found 20") == 1, said
+    assert "Traceback" not in said

@@ -137,6 +137,9 @@ def test_divergence_names_step_layers_and_checkpoint_and_loses_nothing(tmp_path:
     for part in ("  head.blocks.0.ffn: ", "  embedding_bags.user: ", "The last good checkpoint is step-00000004 in "):
         assert part in diverged.stderr, diverged.stderr
     assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")] == ["step-00000004"]
+    (record,) = (line for line in read_log(str(tmp_path / "run")) if line["kind"] == "diverged")
+    assert record["checkpoint"] == "step-00000004"
+    assert f"  head.blocks.0.ffn: {record['layers']['head.blocks.0.ffn']}\n" in diverged.stderr
     resumed = job.result(1, "train")
     assert resumed["steps"] == 12
 

@@ -69,7 +69,7 @@ class Training:
         self.model: nn.Module = head
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         if dist.is_initialized():
-            names = shard_tokens(head, token_mesh(ranks), dtype)
+            names = shard_tokens(head, token_mesh(ranks), dtype, check_batches=False)
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(head, names)
             self.model = DistributedDataParallel(head, forward_sync_buffers=False)
         self.optimizer = OPTIMIZERS[optimizer](head.parameters())

@@ -1,0 +1,78 @@
+"""`python -m launch.torchrun ...`: torchrun, with the same arguments, whose failure is one message.
+
+torchrun itself ends with a traceback of its own around the message of the rank that failed first, and hands it to
+TorchX, which prints it again.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+
+from launch.errors import FAILURE
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a job; return 0, the exit status of the rank that failed first, or 1 if a signal ended that."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError, RendezvousTimeoutError
+    from torch.distributed.run import parse_args, run
+
+    options = parse_args(arguments)
+    try:
+        run(options)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        said = failure.error_file_data.get("message", failure.message)
+        text = said["message"] if isinstance(said, dict) else said
+        _say(message(rank, failure.pid, failure.exitcode, text))
+        return failure.exitcode if failure.exitcode > 0 else FAILURE
+    except RendezvousConnectionError:
+        _say(
+            f"rankmixer: error: the rendezvous at {options.rdzv_endpoint} does not answer: its host is lost, or not up "
+            "yet. Submit the job again; it goes on from the last checkpoint"
+        )
+        return FAILURE
+    except RendezvousTimeoutError:
+        _say(
+            f"rankmixer: error: not all of {options.nnodes} hosts have joined in time (600 s, unless --rdzv-conf "
+            "join_timeout=SECONDS says otherwise). Start this command on all of them"
+        )
+        return FAILURE
+    except SignalException as stopped:
+        _say(f"rankmixer: stopped by {stopped.sigval.name}")
+        return 128 + stopped.sigval
+    return 0
+
+
+def message(rank: int, pid: int, status: int, said: str) -> str:
+    """What to print of the rank that failed first.
+
+    Args:
+        rank: of W.
+        pid: of its process.
+        status: its exit status; minus the signal if one ended it.
+        said: what it wrote into its error file, if it came to that.
+
+    >>> print(message(1, 77, 2, "rankmixer: error: clicks.parquet: no column user"))
+    rankmixer: error: clicks.parquet: no column user
+    """
+    if status >= 0:
+        return said
+    name = signal.Signals(-status).name
+    hint = "; the system does that when memory runs out (dmesg says so)" if name == "SIGKILL" else ""
+    return (
+        f"rankmixer: error: rank {rank} ({socket.gethostname()}, pid {pid}) was ended by {name}{hint}. "
+        "The same command goes on from the last checkpoint"
+    )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
