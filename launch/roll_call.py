@@ -138,8 +138,7 @@ class RollCall:
             return  # the store has gone, and the next collective will fail
         self._is_told.set()
         if not self._has_ended.wait(2 * SECONDS_TO_BE_STOPPED):
-            if not self._heard.is_said_here:
-                report(f"rankmixer: error: {self._heard}")
+            report(f"rankmixer: error: {self._heard}")  # it may be the first of its host to end
             os._exit(FAILURE)  # what is written appears whole or not at all: nothing is left half done
 
     def _call(self) -> bool:

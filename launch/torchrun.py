@@ -25,7 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run(options)
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        # Whom the agent had to stop did not fail first, though its clock, in whole seconds, may say so.
+        failed = {
+            rank: one for rank, one in error.failures.items() if one.exitcode != -signal.SIGTERM
+        } or error.failures
+        rank, failure = min(failed.items(), key=lambda item: item[1].timestamp)
         said = failure.error_file_data.get("message", failure.message)
         text = said["message"] if isinstance(said, dict) else said
         _say(message(rank, failure.pid, failure.exitcode, text))
