@@ -177,7 +177,7 @@ def _row(schema: Schema, values: dict[str, Any]) -> Row:
         if any(weight is None or not math.isfinite(weight) for _, weight in found):
             raise ValueError("an impossible weight")
         dropped |= any(number is None for number, _ in found)
-        ids[name] = [(number, weight) for number, weight in found if number is not None]
+        ids[name] = [(number, float(weight)) for number, weight in found if number is not None]
     dense = [
         _dense(feature, values)
         for name in schema.dense_features
