@@ -27,6 +27,9 @@ class DataConfig(Strict):
     evaluate_batch_size: PositiveInt = Field(8192, description="global batch size of evaluation and prediction")
     window_rows: PositiveInt = Field(262_144, description="rows shuffled together; memory grows with it")
     threads: PositiveInt = Field(2, description="threads that prepare batches ahead, on each rank")
+    manifests: str | None = Field(
+        None, description="directory that keeps what the footers of many files said; default: in the user's cache"
+    )
 
 
 class DenseOptimizerConfig(Strict):

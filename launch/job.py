@@ -16,7 +16,7 @@ import torch.distributed as dist
 from launch.build import Build
 from launch.config import Config, dump_config
 from launch.distributed import Ranks
-from launch.paths import group_keys
+from launch.paths import group_keys, manifests_of
 from launch.ranker import Output
 from pipeline.batch import Batch
 from pipeline.checkpoint import Checkpoints
@@ -31,7 +31,7 @@ from rankmixer_head import Activity
 def training_reader(config: Config, ranks: Ranks) -> BatchReader:
     """This rank's shuffled training batches."""
     return BatchReader(
-        ParquetDataset(config.data.train, config.feature_schema),
+        ParquetDataset(config.data.train, config.feature_schema, manifests=manifests_of(config)),
         batch_size=config.data.batch_size,
         rank=ranks.rank,
         world_size=ranks.world_size,
@@ -48,7 +48,7 @@ def pass_reader(
 ) -> BatchReader:
     """This rank's part of one pass over `paths` in file order, with key columns."""
     return BatchReader(
-        ParquetDataset(paths, config.feature_schema, keys=keys, labels=labels),
+        ParquetDataset(paths, config.feature_schema, keys=keys, labels=labels, manifests=manifests_of(config)),
         batch_size=config.data.evaluate_batch_size,
         rank=ranks.rank,
         world_size=ranks.world_size,

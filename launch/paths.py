@@ -23,10 +23,10 @@ def check_training(config: Config) -> None:
     if not (standing.is_dir() and os.access(standing, os.W_OK)):
         found = "a directory that this user may not write" if standing.is_dir() else "not a directory"
         raise ValueError(f"run.directory is {config.run.directory}, but {standing} is {found}; give another")
-    ParquetDataset(config.data.train, config.feature_schema)
+    ParquetDataset(config.data.train, config.feature_schema, manifests=manifests_of(config))
     for paths in (config.data.evaluate, config.data.test):
         if paths is not None:
-            ParquetDataset(paths, config.feature_schema, keys=group_keys(config))
+            ParquetDataset(paths, config.feature_schema, keys=group_keys(config), manifests=manifests_of(config))
 
 
 def check_output(out: str) -> None:
@@ -43,6 +43,12 @@ def check_output(out: str) -> None:
 def group_keys(config: Config) -> list[str]:
     """The column that evaluation needs besides those of the schema, if any."""
     return [config.metrics.group] if config.metrics.group else []
+
+
+def manifests_of(config: Config) -> str:
+    """The directory that keeps what the footers of many files said: data.manifests, or one in the user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return config.data.manifests or os.path.join(cache, "rankmixer", "manifests")
 
 
 def evaluation_paths(config: Config) -> str | list[str]:

@@ -8,7 +8,15 @@ from pathlib import Path
 from launch.cli import parser
 from launch.config import check_world, load_config
 from launch.errors import is_user_error
-from launch.paths import check_output, check_training, checkpoints_of, choose_checkpoint, evaluation_paths, group_keys
+from launch.paths import (
+    check_output,
+    check_training,
+    checkpoints_of,
+    choose_checkpoint,
+    evaluation_paths,
+    group_keys,
+    manifests_of,
+)
 from pipeline.dataset import ParquetDataset
 
 
@@ -29,11 +37,12 @@ def check_job(arguments: Sequence[str], world_size: int, *, files_are_here: bool
         if files_are_here and parsed.name == "train":
             check_training(config)
         elif files_are_here:
+            schema, manifests = config.feature_schema, manifests_of(config)
             if parsed.name == "predict":
                 check_output(parsed.out)
-                ParquetDataset(parsed.data, config.feature_schema, keys=parsed.keys, labels=False)
+                ParquetDataset(parsed.data, schema, keys=parsed.keys, labels=False, manifests=manifests)
             else:
-                ParquetDataset(evaluation_paths(config), config.feature_schema, keys=group_keys(config))
+                ParquetDataset(evaluation_paths(config), schema, keys=group_keys(config), manifests=manifests)
             choose_checkpoint(checkpoints_of(config), parsed.checkpoint)
     except ValueError as error:
         if not is_user_error(error):

@@ -26,6 +26,7 @@ class ParquetDataset:
         schema: the features, and the labels.
         keys: further columns to hand on as they are, such as a user id for grouped metrics.
         labels: False to predict: neither labels nor example weights are read.
+        manifests: directory that keeps what the footers of many files said; for paths that are opened here.
 
     Raises:
         ValueError: no rows, or a key column that the files do not have.
@@ -39,14 +40,15 @@ class ParquetDataset:
         *,
         keys: Sequence[str] = (),
         labels: bool = True,
+        manifests: str | None = None,
     ) -> None:
-        self.files = files if isinstance(files, ParquetFiles) else ParquetFiles.open(files)
+        self.files = files if isinstance(files, ParquetFiles) else ParquetFiles.open(files, manifests=manifests)
         self.schema = schema
         self.labels = labels
         uses = list(_uses(schema, labels))
         self.uses = Counter([use.column for use in uses] + list(keys))
         """How often each column is needed to make a block."""
-        for file in self.files.files:
+        for file in self.files.one_of_each_schema:
             _check(file, uses)
             _check_same(file, self.files.files[0], [feature.column for feature in schema.features.values()], keys)
         if not self.files.num_rows:

@@ -28,7 +28,7 @@ class Decoder:
     def __init__(self, columns: Sequence[str], ids: set[str]) -> None:
         self._columns = list(columns)
         self._ids = ids
-        self._distinct: set[str] = set()  # a dictionary of values that hardly repeat would only cost time
+        self._dictionaries: set[str] | None = None  # columns of strings, the same in all files, as far as they repeat
 
     def open(self, file: ParquetFile, row_group: int, rows: int, stack: ExitStack) -> Read:
         """A function to call once for each column, until `stack` closes.
@@ -55,16 +55,18 @@ class Decoder:
         return self._chunks(name, table[name])
 
     def _chunks(self, name: str, column: pa.ChunkedArray) -> list[pa.Array]:
-        if name in self._ids and name not in self._distinct:
+        if self._dictionaries and name in self._dictionaries:
             for chunk in column.chunks:
                 values = chunk if types.is_dictionary(chunk.type) else getattr(chunk, "values", chunk)
                 if types.is_dictionary(values.type) and len(values.dictionary) > len(values) / 2:
-                    self._distinct.add(name)
+                    # A dictionary of values that hardly repeat would only cost time.
+                    self._dictionaries = self._dictionaries - {name}
         return column.chunks
 
     def _reader(self, file: ParquetFile) -> pq.ParquetFile:
-        names = sorted(self._ids - self._distinct)
-        return file.open([leaf for name in names for leaf in file.string_leaves[name]])
+        if self._dictionaries is None:
+            self._dictionaries = {name for name in self._ids if "string" in str(file.schema.field(name).type)}
+        return file.open(file.string_leaves(sorted(self._dictionaries)))
 
 
 @contextmanager

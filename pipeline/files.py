@@ -16,8 +16,12 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import DataError, data_error
+from pipeline.footers import Footer, Footers, Schemas
+from pipeline.manifest import Manifest, Stamp
 
 FOOTER_THREADS = 16
+MANIFEST_FILES = 100  # fewer footers are read as fast as a manifest
+_CHANGED = ("ETag", "etag", "LastModified", "last_modified", "updated", "created")  # what fsspec's file systems tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,32 +36,65 @@ class RowGroup:
 
 @dataclass(frozen=True)
 class ParquetFile:
-    """A path and its footer. Opening it again is cheap: the footer is not read twice."""
+    """A path and what its footer says; the whole footer, many times as large, is held for the files used last.
+
+    `row_groups` are the rows of each row group.
+    """
 
     path: str
     filesystem: pafs.FileSystem | None
-    metadata: pq.FileMetaData
     schema: pa.Schema
+    row_groups: tuple[int, ...]
+    footers: Footers
+
+    @property
+    def metadata(self) -> pq.FileMetaData:
+        """The footer.
+
+        Raises:
+            DataError: the file cannot be read, or is another one than it was.
+        """
+        metadata = self.footers.get(self.path)
+        return self._held(_read_footer(self.path, self.filesystem)[0]) if metadata is None else metadata
 
     def open(self, read_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
-        return pq.ParquetFile(
+        """Open it to read row groups; raises as `metadata` does, or what Arrow raises."""
+        metadata = self.footers.get(self.path)
+        file = pq.ParquetFile(
             self.path,
-            metadata=self.metadata,
+            metadata=metadata,
             filesystem=self.filesystem,
             read_dictionary=list(read_dictionary),
             pre_buffer=self.filesystem is not None,  # one request for many columns pays on a network only
         )
+        if metadata is None:
+            try:
+                self._held(file.metadata)
+            except DataError:
+                file.close()
+                raise
+        return file
 
-    @cached_property
-    def string_leaves(self) -> dict[str, list[str]]:
-        """Column -> the paths of its string leaves, such as `tags.list.element`."""
-        leaves: dict[str, list[str]] = {name: [] for name in self.schema.names}
-        for number in range(len(self.metadata.schema)):
-            leaf = self.metadata.schema.column(number)
-            if leaf.physical_type == "BYTE_ARRAY" and leaf.logical_type.type == "STRING":
-                top = leaf.path if leaf.path in leaves else leaf.path.split(".")[0]
-                leaves[top].append(leaf.path)
-        return leaves
+    def _held(self, metadata: pq.FileMetaData) -> pq.FileMetaData:
+        if Footer.of(metadata) != Footer(self.schema, self.row_groups):
+            found, do = "a file that has changed since its footer was read", "Start again."
+            raise data_error(self.path, found=found, expected="the file as it was", do=do)
+        self.footers.put(self.path, metadata)
+        return metadata
+
+    def string_leaves(self, columns: Sequence[str]) -> list[str]:
+        """The paths of the string leaves of some columns, such as `tags.list.element`."""
+        if not columns:
+            return []
+        schema = self.metadata.schema
+        leaves = [schema.column(number) for number in range(len(schema))]
+        return [
+            leaf.path
+            for leaf in leaves
+            if leaf.physical_type == "BYTE_ARRAY"
+            and leaf.logical_type.type == "STRING"
+            and (leaf.path in columns or leaf.path.split(".")[0] in columns)
+        ]
 
 
 @dataclass(frozen=True)
@@ -75,25 +112,51 @@ class ParquetFiles:
     files: list[ParquetFile]
 
     @classmethod
-    def open(cls, paths: str | Sequence[str], filesystem: Any = None) -> ParquetFiles:
-        """Read the footers, in threads.
+    def open(cls, paths: str | Sequence[str], filesystem: Any = None, *, manifests: str | None = None) -> ParquetFiles:
+        """Read the footers, in threads; of many files only those that changed since the last time.
 
         Args:
             paths: a path, glob, directory or URL, or several. A directory stands for every .parquet file below it.
                 A file that is named twice is read once.
             filesystem: of fsspec or pyarrow; without it a URL says which one.
+            manifests: directory that keeps what the footers of `MANIFEST_FILES` files or more said.
 
         Raises:
             ValueError: a path that does not exist, or matches no file.
             DataError: a file that is empty, truncated or not Parquet.
         """
+        asked = [paths] if isinstance(paths, str) else paths
         found: dict[str, pafs.FileSystem | None] = {}
-        for path in [paths] if isinstance(paths, str) else paths:
+        for path in asked:
             found.update(_find(path, filesystem))
         if not found:
             raise ValueError("no paths were given; expected at least one Parquet file, directory, glob or URL")
-        with ThreadPoolExecutor(min(FOOTER_THREADS, len(found))) as pool:
-            return cls(list(pool.map(_read_footer, sorted(found), [found[path] for path in sorted(found)])))
+        names, held, schemas = sorted(found), Footers(), Schemas()
+        manifest = Manifest(manifests, asked) if manifests is not None and len(found) >= MANIFEST_FILES else None
+        # Before the footers are read: a file that changes meanwhile is read again the next time.
+        stamps = _stamps(found) if manifest else {}
+        known = manifest.load(schemas) if manifest else {}
+        footers = {name: known[name][1] for name in names if name in known and known[name][0] == stamps.get(name)}
+
+        def read(name: str) -> Footer:
+            metadata, footer = _read_footer(name, found[name])
+            held.put(name, metadata)
+            return footer._replace(schema=schemas(footer.schema))
+
+        unknown = [name for name in names if name not in footers]
+        with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+            footers.update(zip(unknown, pool.map(read, unknown), strict=True))
+        if manifest and (known.keys() != stamps.keys() or not stamps.keys().isdisjoint(unknown)):
+            manifest.save({name: (stamp, footers[name]) for name, stamp in stamps.items()})
+        return cls([ParquetFile(name, found[name], *footers[name], held) for name in names])
+
+    @property
+    def one_of_each_schema(self) -> list[ParquetFile]:
+        """The first file of each Arrow schema: what holds for its columns holds for all files of that schema."""
+        first: dict[int, ParquetFile] = {}
+        for file in self.files:
+            first.setdefault(id(file.schema), file)
+        return list(first.values())
 
     @cached_property
     def row_groups(self) -> list[RowGroup]:
@@ -101,8 +164,7 @@ class ParquetFiles:
         groups = []
         for number, file in enumerate(self.files):
             first_row = 0
-            for index in range(file.metadata.num_row_groups):
-                rows = file.metadata.row_group(index).num_rows
+            for index, rows in enumerate(file.row_groups):
                 if rows:
                     groups.append(RowGroup(number, index, rows, first_row))
                 first_row += rows
@@ -160,12 +222,30 @@ def _resolve(path: str, filesystem: Any) -> tuple[fsspec.AbstractFileSystem, str
         return ArrowFSWrapper(arrow), inner
 
 
-def _read_footer(path: str, filesystem: pafs.FileSystem | None) -> ParquetFile:
+def _read_footer(path: str, filesystem: pafs.FileSystem | None) -> tuple[pq.FileMetaData, Footer]:
     try:
         with pq.ParquetFile(path, filesystem=filesystem) as file:
-            return ParquetFile(path, filesystem, file.metadata, file.schema_arrow)
+            return file.metadata, Footer.of(file.metadata)
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, filesystem, error) from None
+
+
+def _stamps(found: dict[str, pafs.FileSystem | None]) -> dict[str, Stamp]:
+    """Of each file whose file system tells when it changed, or an entity tag."""
+    by_filesystem: dict[int, list[str]] = {}
+    for path, filesystem in found.items():
+        by_filesystem.setdefault(id(filesystem), []).append(path)
+    stamps = {}
+    for paths in by_filesystem.values():
+        filesystem = found[paths[0]]
+        for path, info in zip(paths, (filesystem or pafs.LocalFileSystem()).get_file_info(paths), strict=True):
+            changed = info.mtime_ns
+            if changed is None and isinstance(filesystem, pafs.PyFileSystem):
+                further = filesystem.handler.fs.info(path)
+                changed = next((further[key] for key in _CHANGED if further.get(key) is not None), None)
+            if changed is not None and info.size is not None:
+                stamps[path] = (info.size, str(changed))
+    return stamps
 
 
 def _unreadable(path: str, filesystem: pafs.FileSystem | None, error: Exception) -> DataError:
