@@ -49,7 +49,7 @@ def pipeline(overrides: list[str], on_cpu: list[str], rows: int = ROWS) -> Row:
         "below the ceiling": ceiling - auc,
         "away from the CPU": abs(cpu_auc - auc),
         "examples/s": statistics.median(event["examples_per_second"] for event in last),
-        "waiting for data": statistics.mean(event["wait"] for event in last),
+        "waiting for data": statistics.mean(event["data_wait_share"] for event in last),
         "within": {"below the ceiling": 0.2, "away from the CPU": 0.02},
     }
 

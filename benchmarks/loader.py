@@ -1,9 +1,12 @@
-"""Rows a second from Parquet to batches in training order, against pyarrow's iter_batches; and memory as rows grow.
+"""Rows a second from Parquet to batches, against pyarrow's iter_batches; memory as rows grow; a start with many files.
 
-    python -m benchmarks.loader [--rows 1048576] [--batch-size 4096] [--threads 1] [--codec snappy]
+    python -m benchmarks.loader [--rows 10000000] [--batch-size 4096] [--codec snappy] [--data FILE.parquet] [--record]
 
-Two data sets: integer ids, numbers and lists; and strings to hashed ids. Arrow decodes the same columns of the same
-files into record batches of the same size, with as many threads on as many cores, and nothing is done to them.
+Two data sets: integer ids, numbers and lists; and strings to hashed ids; with `--data` also MovieLens rows in one file.
+Arrow decodes the same columns of the same files into record batches of the same size, with as many threads on as many
+cores, and nothing is done to them. A ratio is of file order; what training order costs stands beside it. One and two
+cores are child processes bound to them. Files are in the cache of the operating system. At full size 2.7 GB of
+temporary files (TMPDIR says where), and about ten minutes.
 """
 
 from __future__ import annotations
@@ -11,166 +14,148 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from benchmarks.harness import arguments, interleave, paired_ratio, report
+from benchmarks.loader_data import FILES, INT_SCHEMA, STR_SCHEMA, int_columns, str_columns, write_files, write_many
+from benchmarks.loader_start import read_in_a_process, use_cores
 from pipeline.dataset import ParquetDataset
 from pipeline.reader import BatchReader
 from pipeline.schema import Schema
 
-IDS, NUMBERS, LISTS = 26, 13, 2
-FILES = 4
-CARDINALITIES = np.geomspace(4, 1_000_000, IDS).astype(int)
-LABEL: dict[str, Any] = {"label": {}}
-INT_SCHEMA = Schema.model_validate(
-    {
-        "features": {
-            **{f"id{i}": {"kind": "id", "range": int(size), "dim": 16} for i, size in enumerate(CARDINALITIES)},
-            **{f"list{i}": {"kind": "id_list", "buckets": 100_000, "dim": 16} for i in range(LISTS)},
-            **{f"number{i}": {"kind": "number", "transform": "log1p"} for i in range(NUMBERS)},
-        },
-        "labels": LABEL,
-    }
-)
-STR_SCHEMA = Schema.model_validate(
-    {
-        "features": {f"id{i}": {"kind": "id", "buckets": 100_000, "dim": 16} for i in range(IDS)},
-        "labels": LABEL,
-    }
-)
+CORES = (1, 2)
+FEW_STEPS = 4
+
+
+class Speeds(NamedTuple):
+    """By arm: rows a second of each run, and CPU seconds for a million rows."""
+
+    rate: dict[str, list[float]]
+    cpu: dict[str, list[float]]
 
 
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=1 << 20)
+    parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--batch-size", type=int, default=4096)
-    parser.add_argument("--threads", type=int, default=1, help="of both arms, on as many cores (default %(default)s)")
     parser.add_argument("--codec", default="snappy")
+    parser.add_argument("--data", help="a Parquet file of MovieLens rows, for configs/movielens.schema.yaml")
     args = parser.parse_args()
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
-    pa.set_cpu_count(args.threads)
-    torch.set_num_threads(args.threads)
+    cores = [count for count in CORES if count <= len(os.sched_getaffinity(0))]
 
     rows: list[dict[str, Any]] = []
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = {"rows": args.rows}
     with tempfile.TemporaryDirectory() as folder:
-        for name, schema, write in (("int", INT_SCHEMA, int_columns), ("str", STR_SCHEMA, str_columns)):
-            paths = write_files(Path(folder, name), write, args.rows, args.codec)
-            read = partial(our_rows, paths, schema, args.batch_size, args.threads)
-            arms: dict[str, Callable[[], float]] = {
-                "iter_batches": partial(arrow_rows, paths, schema, args.batch_size, args.threads),
-                "training order": partial(read, shuffle=True),
-                "file order": partial(read, shuffle=False),
-            }
-            speeds = interleave(arms, args.runs)
-            for arm in arms:
-                ratio = paired_ratio(speeds[arm], speeds["iter_batches"])
-                median = float(np.median(speeds[arm])) / 1e6
-                rows.append({"data": name, "arm": arm, "million rows/s": median, "of iter_batches": str(ratio)})
-            result[f"ratio_{name}"] = paired_ratio(speeds["training order"], speeds["iter_batches"])
-            result[f"ratio_{name}_file_order"] = paired_ratio(speeds["file order"], speeds["iter_batches"])
-        result |= memory([str(path) for path in sorted(Path(folder, "int").iterdir())], args, rows)
-    title = f"Parquet -> Batch: {args.rows:,} rows, {args.codec}, batches of {args.batch_size}, {args.threads} threads"
-    report(title, rows, result, record=args.record)
+        sets: dict[str, tuple[Sequence[str], Schema]] = {}
+        for name, schema, columns in (("int", INT_SCHEMA, int_columns), ("str", STR_SCHEMA, str_columns)):
+            sets[name] = write_files(Path(folder, name), columns, args.rows, args.codec, cores[-1]), schema
+        if args.data:
+            sets["data"] = [args.data], Schema.load("configs/movielens.schema.yaml")
+        for name, (paths, schema) in sets.items():
+            for count in cores:
+                # A process of its own: threads and affinity are decided once in a process.
+                with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                    speeds = pool.submit(measure, paths, schema, args.batch_size, count, args.runs).result()
+                key = f"ratio_{name}" + (f"_{count}" if count > 1 else "")
+                result |= ratios(key, speeds)
+                rows += table(name, count, speeds)
+        further = starts(sets["int"][0], Path(folder), args.batch_size, args.codec, cores[-1], result)
+    title = f"Parquet -> Batch: {args.rows:,} rows, {args.codec}, batches of {args.batch_size}"
+    report(title, rows, result, record=args.record, further={"Memory and start, in training order": further})
 
 
-def arrow_rows(paths: list[str], schema: Schema, batch_size: int, threads: int) -> float:
-    """Rows a second of pyarrow alone."""
-    rows, start = 0, time.perf_counter()
+def measure(paths: Sequence[str], schema: Schema, batch_size: int, cores: int, runs: int) -> Speeds:
+    """All arms in turn, on so many cores."""
+    use_cores(cores)
+    cpu: dict[str, list[float]] = {}
+
+    def timed(arm: str, read: Callable[[], int]) -> float:
+        start, cpu_start = time.perf_counter(), time.process_time()
+        count = read()
+        cpu.setdefault(arm, []).append((time.process_time() - cpu_start) / count * 1e6)
+        return count / (time.perf_counter() - start)
+
+    ours = partial(our_rows, paths, schema, batch_size, cores)
+    arms: dict[str, Callable[[], int]] = {
+        "iter_batches": partial(arrow_rows, paths, schema, batch_size, cores),
+        "file order": partial(ours, shuffle=False),
+        "training order": partial(ours, shuffle=True),
+    }
+    rate = interleave({arm: partial(timed, arm, read) for arm, read in arms.items()}, runs)
+    return Speeds(rate, {arm: seconds[1:] for arm, seconds in cpu.items()})  # without the round that warms up
+
+
+def arrow_rows(paths: Sequence[str], schema: Schema, batch_size: int, threads: int) -> int:
+    """Read all with pyarrow alone."""
+    rows = 0
     for path in paths:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size, columns=schema.columns(labels=True), use_threads=threads > 1):
                 rows += len(batch)
-    return rows / (time.perf_counter() - start)
+    return rows
 
 
-def our_rows(paths: list[str], schema: Schema, batch_size: int, threads: int, shuffle: bool) -> float:
-    """Rows a second of the reader, the opening of the files included."""
-    start = time.perf_counter()
+def our_rows(paths: Sequence[str], schema: Schema, batch_size: int, threads: int, shuffle: bool) -> int:
+    """Read all with the reader, the opening of the files included."""
     reader = BatchReader(ParquetDataset(paths, schema), batch_size, shuffle=shuffle, threads=threads)
     for _ in reader.epoch():
         pass
-    return reader.num_rows / (time.perf_counter() - start)
+    return reader.num_rows
 
 
-def memory(paths: list[str], args: Any, rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Peak resident memory of a process that reads the files once, and one that reads ten times the rows."""
-    links = [f"{path.removesuffix('.parquet')}-{copy}.parquet" for path in paths for copy in range(1, 10)]
-    for link in links:
-        os.link(f"{link.rpartition('-')[0]}.parquet", link)
-    measured = {}
-    for times, files in ((1, paths), (10, paths + links)):
-        # A process of its own each time: a peak never falls.
-        with get_context("spawn").Pool(1) as pool:
-            before, peak, first = pool.apply(peak_memory, (files, args.batch_size, args.threads))
-        measured[times] = peak
-        what = f"{peak:.0f} MB, {peak - before:.0f} above imports, first batch after {first:.2f} s"
-        rows.append({"data": "int", "arm": f"memory, {times} x the rows", "of iter_batches": what})
-    return {"rss_growth": round(measured[10] / measured[1], 3), "rss_mb": round(measured[10])}
+def ratios(key: str, speeds: Speeds) -> dict[str, Any]:
+    base = speeds.rate["iter_batches"]
+    return {
+        key: paired_ratio(speeds.rate["file order"], base),
+        f"{key}_shuffled": paired_ratio(speeds.rate["training order"], base),
+    }
 
 
-def peak_memory(paths: list[str], batch_size: int, threads: int) -> tuple[float, float, float]:
-    """MB before reading, peak MB, and seconds to the first batch."""
-    torch.set_num_threads(threads)
-    before, start = _status("VmRSS"), time.perf_counter()
-    batches = BatchReader(ParquetDataset(paths, INT_SCHEMA), batch_size, threads=threads).epoch()
-    next(batches)
-    first = time.perf_counter() - start
-    for _ in batches:
-        pass
-    return before, _status("VmHWM"), first
+def table(name: str, cores: int, speeds: Speeds) -> list[dict[str, Any]]:
+    return [
+        {
+            "data": name,
+            "cores": cores,
+            "arm": arm,
+            "million rows/s": float(np.median(rate)) / 1e6,
+            "of iter_batches": str(paired_ratio(rate, speeds.rate["iter_batches"])),
+            "CPU s a million": float(np.median(speeds.cpu[arm])),
+            "by CPU time": str(paired_ratio(speeds.cpu["iter_batches"], speeds.cpu[arm])),
+        }
+        for arm, rate in speeds.rate.items()
+    ]
 
 
-def _status(key: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
-
-
-def write_files(
-    folder: Path, columns: Callable[[np.random.Generator, int], dict[str, Any]], rows: int, codec: str
-) -> list[str]:
-    folder.mkdir()
-    paths = []
-    for number in range(FILES):
-        table = pa.table(columns(np.random.default_rng(number), rows // FILES))
-        paths.append(str(folder / f"part-{number}.parquet"))
-        pq.write_table(table, paths[-1], row_group_size=1 << 17, compression=codec)
-    return paths
-
-
-def int_columns(rng: np.random.Generator, rows: int) -> dict[str, Any]:
-    columns: dict[str, Any] = {f"id{i}": skewed(rng, size, rows) for i, size in enumerate(CARDINALITIES)}
-    for i in range(LISTS):
-        offsets = np.concatenate([[0], np.cumsum(rng.integers(0, 11, rows))]).astype(np.int32)
-        columns[f"list{i}"] = pa.ListArray.from_arrays(offsets, skewed(rng, 1_000_000, int(offsets[-1])))
-    columns |= {f"number{i}": rng.exponential(10, rows).astype(np.float32) for i in range(NUMBERS)}
-    return columns | labels(rng, rows)
-
-
-def str_columns(rng: np.random.Generator, rows: int) -> dict[str, Any]:
-    def tokens(ids: np.ndarray) -> pa.Array:
-        distinct, index = np.unique(ids, return_inverse=True)
-        return pa.array([f"{number * 2654435761 % 2**32:08x}" for number in distinct.tolist()]).take(pa.array(index))
-
-    return {f"id{i}": tokens(skewed(rng, size, rows)) for i, size in enumerate(CARDINALITIES)} | labels(rng, rows)
-
-
-def labels(rng: np.random.Generator, rows: int) -> dict[str, Any]:
-    return {"label": (rng.random(rows) < 0.2).astype(np.int8)}
-
-
-def skewed(rng: np.random.Generator, size: int, count: int) -> np.ndarray:
-    """Ids below `size`, small ones more often, as in logs."""
-    return (size * rng.random(count) ** 3).astype(np.int64)
+def starts(
+    paths: Sequence[str], folder: Path, batch_size: int, codec: str, cores: int, result: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Memory for a tenth of the rows and for all; the first batch of 10,000 files without a manifest and with one."""
+    write_many(folder / "many", codec)
+    manifests = str(folder / "manifests")
+    read = partial(read_in_a_process, schema=INT_SCHEMA, batch_size=batch_size, cores=cores)
+    arms = {
+        "a tenth of the rows": read(paths[: FILES // 10], steps=None, manifests=None),
+        "all rows": read(paths, steps=None, manifests=None),
+        "10,000 files, no manifest": read(str(folder / "many"), steps=FEW_STEPS, manifests=manifests),
+        "10,000 files, manifest": read(str(folder / "many"), steps=FEW_STEPS, manifests=manifests),
+    }
+    tenth, all_rows, cold, cached = arms.values()
+    result["rss_mb"] = round(all_rows.peak_mb)
+    result["rss_growth"] = round(all_rows.peak_mb / tenth.peak_mb, 3)
+    result["first_batch_s"] = round(cached.first_batch_s, 3)
+    result["first_batch_cold_s"] = round(cold.first_batch_s, 3)
+    return [
+        {"what": what, "cores": cores, "first batch, s": start.first_batch_s, "peak MB above imports": start.peak_mb}
+        for what, start in arms.items()
+    ]
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 
 from launch.config import Config
 from launch.distributed import Ranks
+from launch.paths import manifests_of
 from pipeline.collective import on_rank_0, together
 from pipeline.dataset import ParquetDataset
 from pipeline.journal import Journal
@@ -45,6 +46,7 @@ def open_together(
         labels=labels,
         on_bad_file=config.data.on_bad_file,
         read_seconds=config.read_seconds,
+        manifests=manifests_of(config),
     )
     if config.data.on_bad_file == "skip" and ranks.world_size > 1:
         set_aside = on_rank_0("cannot open the files", lambda: open_here(set_aside=set_aside).files.bad)

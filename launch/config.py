@@ -36,6 +36,9 @@ class DataConfig(Strict):
     timeout_seconds: PositiveFloat | None = Field(
         None, description="limit on reading one footer or row group; default: half of run.timeout_seconds"
     )
+    manifests: str | None = Field(
+        None, description="directory that keeps what the footers of many files said; default: in the user's cache"
+    )
 
 
 class DenseOptimizerConfig(Strict):

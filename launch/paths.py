@@ -43,6 +43,7 @@ def check_files(config: Config, paths: str | list[str], *, keys: Sequence[str] =
         labels=labels,
         on_bad_file=config.data.on_bad_file,
         read_seconds=config.read_seconds,
+        manifests=manifests_of(config),
     )
 
 
@@ -60,6 +61,12 @@ def check_output(out: str) -> None:
 def group_keys(config: Config) -> list[str]:
     """The column that evaluation needs besides those of the schema, if any."""
     return [config.metrics.group] if config.metrics.group else []
+
+
+def manifests_of(config: Config) -> str:
+    """The directory that keeps what the footers of many files said: data.manifests, or one in the user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return config.data.manifests or os.path.join(cache, "rankmixer", "manifests")
 
 
 def evaluation_paths(config: Config) -> str | list[str]:

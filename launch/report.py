@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,28 @@ def _speed(lines: list[dict[str, Any]]) -> Table:
         f"{start['table_parameters']:,}",
         f"{start['dense_parameters']:,}",
         f"{statistics.median(line['examples_per_second'] for line in records):,.0f}",
-        f"{statistics.median(line['wait'] for line in records):.1%}",
+        f"{waiting(records):.1%}",
         f"{statistics.median(line['mfu'] for line in records):.1%}",
     )
     return view
+
+
+def waiting(records: Sequence[Mapping[str, Any]]) -> float:
+    """The share of all training time in which steps waited for their batch; first batches of epochs included.
+
+    A record covers the steps since the one before it, and counts by the time that they took.
+
+    >>> records = [(10, 100.0, 0.5), (20, 100.0, 0.0), (25, 50.0, 0.2)]
+    >>> waiting([dict(step=s, examples_per_second=e, data_wait_share=w) for s, e, w in records])
+    0.2333...
+    """
+    steps = [
+        record["step"] - before for record, before in zip(records, [0, *(r["step"] for r in records)], strict=False)
+    ]
+    # Seconds, but for the batch size, which is constant.
+    seconds = [count / record["examples_per_second"] for count, record in zip(steps, records, strict=True)]
+    waited = [record["data_wait_share"] * spent for record, spent in zip(records, seconds, strict=True)]
+    return sum(waited) / sum(seconds)
 
 
 def _number(value: float | None) -> str:

@@ -146,7 +146,7 @@ class Training:
             "set optimizer.clip_norm, or look for huge numbers in the dense features; the same command then resumes"
         )
 
-    def report(self, step: int, *, epoch: int, loss: float, examples_per_second: float, wait: float) -> None:
+    def report(self, step: int, *, epoch: int, loss: float, examples_per_second: float, data_wait_share: float) -> None:
         """Tell the journal what the last steps did; rank 0 speaks for all."""
         if self.journal is None:
             return
@@ -159,7 +159,7 @@ class Training:
             epoch=epoch,
             loss=loss,
             examples_per_second=examples_per_second,
-            wait=wait,
+            data_wait_share=data_wait_share,
             mfu=flops / self.peak,
             lr_sparse=lr_sparse,
             lr_dense=lr_dense,

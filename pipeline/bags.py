@@ -32,15 +32,19 @@ class Bags:
         return len(self.values) if self.offsets is None else len(self.offsets) - 1
 
 
-def join(parts: Sequence[Bags]) -> Bags:
+def join(parts: Sequence[Bags], empty: Empty = np.empty, dtype: np.dtype | None = None) -> Bags:
     """The rows of one part after those of the other.
+
+    `empty` makes the array for the values; with a `dtype` they become of it.
 
     >>> join([Bags(np.array([5, 6]), np.array([0, 2])), Bags(np.array([7]), np.array([0, 1, 1]), np.array([1, 0]))])
     Bags(values=array([5, 6, 7]), offsets=array([0, 2, 3, 3]), index=array([0, 2, 1]))
     """
-    if len(parts) == 1:
+    dtype = dtype or np.result_type(*(part.values for part in parts))
+    if len(parts) == 1 and parts[0].values.dtype == dtype:
         return parts[0]
-    values = np.concatenate([part.values for part in parts])
+    values = empty((sum(len(part.values) for part in parts),), dtype)
+    np.concatenate([part.values for part in parts], out=values, casting="unsafe")
     offsets = index = None
     if parts[0].offsets is not None:
         shifts = np.cumsum([0] + [len(part.values) for part in parts])
@@ -96,6 +100,7 @@ def scatter(parts: Sequence[Bags], places: np.ndarray, empty: Empty = np.empty) 
     np.cumsum(offsets, out=offsets)
     begins = offsets.take(places)
     values = empty((int(offsets[-1]),), parts[0].values.dtype)
+    ramp = np.empty(0, np.int64)
     row = 0
     for part in parts:
         assert part.offsets is not None
@@ -103,8 +108,10 @@ def scatter(parts: Sequence[Bags], places: np.ndarray, empty: Empty = np.empty) 
             stop = min(start + _CHUNK, len(part))
             rows = slice(row, row + stop - start)
             chunk = slice(part.offsets[start], part.offsets[stop])
-            to = np.repeat(begins[rows] - part.offsets[start:stop], lengths[rows])
-            to += np.arange(chunk.start, chunk.stop)
+            if len(ramp) < chunk.stop - chunk.start:
+                ramp = np.arange(2 * (chunk.stop - chunk.start))
+            to = np.repeat(begins[rows] - (part.offsets[start:stop] - chunk.start), lengths[rows])
+            to += ramp[: len(to)]
             values[to] = part.values[chunk]
             row = rows.stop
     return Bags(values, offsets)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -66,10 +67,7 @@ class Batch(Pipelineable):
 
 @dataclass(frozen=True)
 class Block:
-    """Columns of N consecutive rows of a rank: one Bags a sparse feature, with the weights of its values or None.
-
-    `memory` is what can be used again when all rows have been put into batches.
-    """
+    """Columns of N consecutive rows of a rank: one Bags a sparse feature, with the weights of its values or None."""
 
     bags: list[Bags]
     bag_weights: list[np.ndarray | None]
@@ -77,7 +75,6 @@ class Block:
     labels_KN: np.ndarray
     weights_N: np.ndarray
     keys: pa.Table | None
-    memory: list[np.ndarray]
 
     def __len__(self) -> int:
         return len(self.weights_N)
@@ -86,28 +83,39 @@ class Block:
 Piece = tuple[Block, int, int]  # rows start to stop of a block
 
 
-def assemble(keys: Sequence[str], pieces: Sequence[Piece], size: int, weighted: bool) -> Batch:
-    """Put the rows of some pieces of blocks into one batch; every value is copied once.
+class Empty(Protocol):
+    """Makes an uninitialised tensor on the CPU."""
+
+    def __call__(self, shape: tuple[int, ...], /, *, dtype: torch.dtype) -> Tensor: ...
+
+
+def assemble(
+    keys: Sequence[str], pieces: Sequence[Piece], size: int, weighted: bool, empty: Empty = torch.empty
+) -> Batch:
+    """Put the rows of some pieces of blocks into one batch; every value is copied once, into memory from `empty`.
 
     Args:
         keys: of the KeyedJaggedTensor, in the order of the blocks' bags.
         pieces: at least one; a piece may be empty.
         size: B; rows beyond those of the pieces are padding, with empty bags and weight 0.
         weighted: whether the KeyedJaggedTensor has weights, 1 where a feature has none.
+        empty: makes the batch's tensors.
     """
     first = pieces[0][0]
+    rows = sum(stop - start for _, start, stop in pieces)
+    lengths = empty((len(keys) * size,), dtype=torch.int32)
+    lengths_FB = lengths.numpy().reshape(len(keys), size)
+    lengths_FB[:, :rows] = 1  # and lists are put right below
+    lengths_FB[:, rows:] = 0
     values: list[np.ndarray] = []
     weights: list[np.ndarray] = []
-    lengths_FB = np.zeros((len(keys), size), np.int32)
     length_per_key = []
     for number in range(len(keys)):
         at = count = 0
         for block, start, stop in pieces:
             bags, bag_weights = block.bags[number], block.bag_weights[number]
             here = slice(start, stop)
-            if bags.offsets is None:
-                lengths_FB[number, at : at + stop - start] = 1
-            else:
+            if bags.offsets is not None:
                 offsets = bags.offsets[start : stop + 1]
                 here = slice(offsets[0], offsets[-1])
                 np.subtract(offsets[1:], offsets[:-1], out=lengths_FB[number, at : at + stop - start], casting="unsafe")
@@ -119,25 +127,33 @@ def assemble(keys: Sequence[str], pieces: Sequence[Piece], size: int, weighted: 
             count += here.stop - here.start
         length_per_key.append(int(count))
 
-    dense_BF = np.zeros((size, len(first.dense_FN)), np.float32)
-    labels_BK = np.zeros((size, len(first.labels_KN)), np.float32)
-    weights_B = np.zeros(size, np.float32)
+    dense_BF = empty((size, len(first.dense_FN)), dtype=torch.float32)
+    labels_BK = empty((size, len(first.labels_KN)), dtype=torch.float32)
+    weights_B = empty((size,), dtype=torch.float32)
+    for tensor in (dense_BF, labels_BK, weights_B):
+        tensor[rows:] = 0
     at = 0
     for block, start, stop in pieces:
-        rows = slice(at, at + stop - start)
-        dense_BF[rows] = block.dense_FN[:, start:stop].T
-        labels_BK[rows] = block.labels_KN[:, start:stop].T
-        weights_B[rows] = block.weights_N[start:stop]
-        at = rows.stop
+        here = slice(at, at + stop - start)
+        dense_BF.numpy()[here] = block.dense_FN[:, start:stop].T
+        labels_BK.numpy()[here] = block.labels_KN[:, start:stop].T
+        weights_B.numpy()[here] = block.weights_N[start:stop]
+        at = here.stop
 
     sparse = KeyedJaggedTensor(
         keys=list(keys),
-        values=torch.from_numpy(np.concatenate(values or [np.empty(0)], dtype=np.int64, casting="unsafe")),
-        weights=torch.from_numpy(np.concatenate(weights)) if weighted else None,
-        lengths=torch.from_numpy(lengths_FB.reshape(-1)),
+        values=_concatenated(values, sum(length_per_key), torch.int64, empty),
+        weights=_concatenated(weights, sum(length_per_key), torch.float32, empty) if weighted else None,
+        lengths=lengths,
         stride=size,
         length_per_key=length_per_key,  # known here, so that nobody sums lengths, or waits for a GPU to
     )
     tables = [block.keys.slice(start, stop - start) for block, start, stop in pieces if block.keys is not None]
-    tensors = (torch.from_numpy(array) for array in (dense_BF, labels_BK, weights_B))
-    return Batch(sparse, *tensors, keys=pa.concat_tables(tables) if tables else None)
+    return Batch(sparse, dense_BF, labels_BK, weights_B, keys=pa.concat_tables(tables) if tables else None)
+
+
+def _concatenated(arrays: list[np.ndarray], length: int, dtype: torch.dtype, empty: Empty) -> Tensor:
+    tensor = empty((length,), dtype=dtype)
+    if arrays:
+        np.concatenate(arrays, out=tensor.numpy(), casting="unsafe")
+    return tensor

@@ -30,7 +30,6 @@ class BlockBuilder:
         self._dataset = dataset
         self._raw = raw
         self._buffers = buffers
-        self._memory: list[np.ndarray] = []
         self._left = Counter(dataset.uses)
         self._dropped = np.zeros(len(raw), np.bool_)
         self.mended: Counter[str] = Counter()
@@ -39,9 +38,9 @@ class BlockBuilder:
         schema, raw = self._dataset.schema, self._raw
         # One piece of memory for the features with one id a row: large enough for huge pages.
         one_id = sum(isinstance(feature, Id) for feature in schema.features.values())
-        self._ids_N = iter(self._empty((one_id, len(raw)), np.int32))
+        self._ids_N = iter(self._buffers.empty((one_id, len(raw)), np.int32))
         columns = [self._bags(name) for name in schema.sparse_features]
-        dense_FN = self._empty((len(schema.dense_features), len(raw)), np.float32)
+        dense_FN = self._buffers.empty((len(schema.dense_features), len(raw)), np.float32)
         for dense_N, name in zip(dense_FN, schema.dense_features, strict=True):
             values = self._number(name, dense_N)
             if values is not dense_N:
@@ -64,9 +63,7 @@ class BlockBuilder:
         if self._dataset.keys_schema.names:
             arrays = [raw.array(field.name, field.type) for field in self._dataset.keys_schema]
             keys = pa.Table.from_arrays(arrays, schema=self._dataset.keys_schema)
-        return Block(
-            [b for b, _ in columns], [w for _, w in columns], dense_FN, labels_KN, weights_N, keys, self._memory
-        )
+        return Block([b for b, _ in columns], [w for _, w in columns], dense_FN, labels_KN, weights_N, keys)
 
     def _bags(self, name: str) -> tuple[Bags, np.ndarray | None]:
         feature = self._dataset.schema.features[name]
@@ -76,7 +73,7 @@ class BlockBuilder:
             self._used(feature.column)
             return bags, None
         encoder = self._dataset.encoders[name]
-        bags = self._gather([encoder(chunk) for chunk in self._raw.chunks(feature.column)])
+        bags = self._gather([encoder(chunk) for chunk in self._raw.chunks(feature.column)], encoder.dtype)
         weights = None
         if isinstance(feature, IdList) and feature.weights is not None:
             weights = self._list_weights(feature, bags)
@@ -86,19 +83,21 @@ class BlockBuilder:
         self._used(feature.column)
         return bags, weights
 
-    def _gather(self, parts: list[Bags]) -> Bags:
+    def _gather(self, parts: list[Bags], dtype: np.dtype) -> Bags:
+        """The bags of the wanted rows. One id a row becomes `dtype`, so that Arrow's wider memory is free for the next.
+
+        That memory is still in the cache, and blocks stay small.
+        """
         lists = all(part.offsets is not None and part.index is None for part in parts)
         if lists and self._raw.places is not None:
             return scatter(parts, self._raw.places, self._values)
-        return take(join(parts), self._raw.rows, self._values)
+        if self._raw.rows is None:
+            return take(join(parts, self._values, dtype), None, self._values)
+        return take(join(parts, self._buffers.empty, dtype), self._raw.rows, self._values)
 
     def _values(self, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
         ids_N = next(self._ids_N, None) if shape == (len(self._raw),) and dtype == np.int32 else None
-        return self._empty(shape, dtype) if ids_N is None else ids_N
-
-    def _empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
-        self._memory.append(self._buffers.empty(shape, dtype))
-        return self._memory[-1]
+        return self._buffers.empty(shape, dtype) if ids_N is None else ids_N
 
     def _used(self, column: str) -> None:
         """Free a column that nothing else needs; blocks grow while their raw columns go."""
@@ -163,7 +162,7 @@ class BlockBuilder:
             offsets, values, _ = split_lists(chunk)
             with np.errstate(over="ignore"):
                 parts.append(Bags(to_numpy(values).astype(np.float32), offsets))
-        found = self._gather(parts)
+        found = self._gather(parts, np.dtype(np.float32))
         assert bags.offsets is not None
         ids_N, found_N = bags.lengths, found.lengths
         null = bags.values == NULL
@@ -188,7 +187,7 @@ class BlockBuilder:
         """(N,) float32 for the dense input, or what boundaries are compared with; always finite."""
         feature = self._dataset.schema.features[name]
         assert isinstance(feature, Number)
-        raw = self._raw.numbers(feature.column, out)
+        raw = self._raw.numbers(feature.column, out, self._buffers.empty)
         values = dense(raw, feature) if feature.boundaries is None else raw
         if np.isfinite(values).all():
             return values
@@ -232,5 +231,4 @@ def empty_block(dataset: ParquetDataset) -> Block:
         np.empty((len(schema.tasks), 0), np.float32),
         np.empty(0, np.float32),
         dataset.keys_schema.empty_table() if dataset.keys_schema.names else None,
-        [],
     )

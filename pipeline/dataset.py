@@ -31,6 +31,7 @@ class ParquetDataset:
             and lets row groups that cannot be decoded later count for nothing.
         set_aside: files that are not even looked at, and why; of paths that are opened here.
         read_seconds: limit on one read; of paths that are opened here.
+        manifests: directory that keeps what the footers of many files said; for paths that are opened here.
 
     Raises:
         ValueError: no rows, or a key column that the files do not have.
@@ -47,9 +48,16 @@ class ParquetDataset:
         on_bad_file: OnBadFile = "fail",
         set_aside: Mapping[str, str] | None = None,
         read_seconds: float = READ_SECONDS,
+        manifests: str | None = None,
     ) -> None:
         if not isinstance(files, ParquetFiles):
-            files = ParquetFiles.open(files, on_bad_file=on_bad_file, set_aside=set_aside, read_seconds=read_seconds)
+            files = ParquetFiles.open(
+                files,
+                on_bad_file=on_bad_file,
+                set_aside=set_aside,
+                read_seconds=read_seconds,
+                manifests=manifests,
+            )
         self.schema = schema
         self.labels = labels
         self.skips = on_bad_file == "skip"
@@ -159,14 +167,17 @@ def _agreeing(
             raise error
         bad[path] = str(error)
 
+    checked: dict[int, tuple[object, ...]] = {}  # many files have one schema, which is one object
     for file in files.files:
-        try:
-            _check(file, uses)
-            _check_keys(file, keys)
-        except DataError as error:
-            refuse(file.path, error)
-        else:
-            kept.setdefault(_kinds(file, columns, keys), []).append(file)
+        if id(file.schema) not in checked:
+            try:
+                _check(file, uses)
+                _check_keys(file, keys)
+            except DataError as error:
+                refuse(file.path, error)
+                continue
+            checked[id(file.schema)] = _kinds(file, columns, keys)
+        kept.setdefault(checked[id(file.schema)], []).append(file)
     agreeing = max(kept.values(), key=len, default=[])
     for odd in (file for some in kept.values() if some is not agreeing for file in some):
         refuse(odd.path, _odd(odd, agreeing[0], columns, keys))

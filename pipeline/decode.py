@@ -35,7 +35,7 @@ class Decoder:
         self._columns = list(columns)
         self._ids = ids
         self._watch = watch
-        self._distinct: set[str] = set()  # a dictionary of values that hardly repeat would only cost time
+        self._dictionaries: set[str] | None = None  # columns of strings, the same in all files, as far as they repeat
 
     def open(self, file: ParquetFile, row_group: int, rows: int, stack: ExitStack) -> Read:
         """A function to call once for each column, until `stack` closes.
@@ -55,7 +55,7 @@ class Decoder:
 
     def stream(self, file: ParquetFile, row_group: int, rows: int) -> Iterator[pa.RecordBatch]:
         """A row group in pieces of at most `rows` rows."""
-        left = file.metadata.row_group(row_group).num_rows
+        left = file.row_groups[row_group]
         with ExitStack() as stack:
 
             def pieces(reader: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
@@ -100,16 +100,18 @@ class Decoder:
     def _chunks(self, name: str, column: pa.ChunkedArray, rows: int) -> list[pa.Array]:
         if len(column) != rows:
             raise ValueError(f"column {name!r} has {len(column)} rows, the footer says {rows}")
-        if name in self._ids and name not in self._distinct:
+        if self._dictionaries and name in self._dictionaries:
             for chunk in column.chunks:
                 values = chunk if types.is_dictionary(chunk.type) else getattr(chunk, "values", chunk)
                 if types.is_dictionary(values.type) and len(values.dictionary) > len(values) / 2:
-                    self._distinct.add(name)
+                    # A dictionary of values that hardly repeat would only cost time.
+                    self._dictionaries = self._dictionaries - {name}
         return column.chunks
 
     def _reader(self, file: ParquetFile) -> pq.ParquetFile:
-        names = sorted(self._ids - self._distinct)
-        return file.open([leaf for name in names for leaf in file.string_leaves[name]])
+        if self._dictionaries is None:
+            self._dictionaries = {name for name in self._ids if "string" in str(file.schema.field(name).type)}
+        return file.open(file.string_leaves(sorted(self._dictionaries)))
 
     @contextmanager
     def _decoding(self, file: ParquetFile, row_group: int) -> Iterator[None]:

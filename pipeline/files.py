@@ -5,24 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Literal
 
-import fsspec
 import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
-from fsspec.implementations.arrow import ArrowFSWrapper
-from fsspec.implementations.local import LocalFileSystem
 
-from pipeline.errors import DataError, data_error
+from pipeline.footers import Footer, Footers, Schemas
+from pipeline.locate import find
+from pipeline.manifest import Manifest
+from pipeline.parquet_file import ParquetFile, read_footer, stamps_of
 from pipeline.prefetch import prefetch
 from pipeline.watch import READ_SECONDS, Watch
 
 FOOTER_THREADS = 16
+MANIFEST_FILES = 100  # fewer footers are read as fast as a manifest
 OnBadFile = Literal["fail", "skip"]
-_LOCAL = pafs.LocalFileSystem()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,78 +35,11 @@ class RowGroup:
 
 
 @dataclass(frozen=True)
-class ParquetFile:
-    """A path and its footer. Opening it again is cheap: the footer is not read twice.
-
-    `stamp` is the file's size and time of change; what its file system does not tell is None.
-    """
-
-    path: str
-    filesystem: pafs.FileSystem | None
-    metadata: pq.FileMetaData
-    schema: pa.Schema
-    stamp: tuple[int | None, int | None]
-
-    def check(self) -> None:
-        """Refuse a file that is not the one whose footer was read.
-
-        Raises:
-            DataError: it is gone or has changed.
-        """
-        stamp = _stamp(self.path, self.filesystem)
-        if stamp == self.stamp:
-            return
-        found = "no file any more"
-        if stamp is not None:
-            found = "a file that has changed since its footer was read"
-            if stamp[0] != self.stamp[0]:
-                found += f" ({self.stamp[0]} bytes then, {stamp[0]} now)"
-        do = "Put it back, or start again; write new data under new names."
-        raise data_error(self.path, found=found, expected="the file as it was", do=do)
-
-    def open(self, read_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
-        """Open it to read row groups; pages that carry a checksum are compared with it.
-
-        Raises:
-            DataError: the file is gone or has changed.
-        """
-        self.check()
-        return pq.ParquetFile(
-            self.path,
-            metadata=self.metadata,
-            filesystem=self.filesystem,
-            read_dictionary=list(read_dictionary),
-            pre_buffer=self.filesystem is not None,  # one request for many columns pays on a network only
-            page_checksum_verification=True,
-        )
-
-    def fetch(self) -> None:
-        """Read all bytes and do nothing with them; raises whatever the file system does.
-
-        All of them, because pyarrow ends the process where a footer's statistics are damaged and one asks it for the
-        place of a column.
-        """
-        with (self.filesystem or _LOCAL).open_input_stream(self.path) as stream:
-            while stream.read(1 << 23):
-                pass
-
-    @cached_property
-    def string_leaves(self) -> dict[str, list[str]]:
-        """Column -> the paths of its string leaves, such as `tags.list.element`."""
-        leaves: dict[str, list[str]] = {name: [] for name in self.schema.names}
-        for number in range(len(self.metadata.schema)):
-            leaf = self.metadata.schema.column(number)
-            if leaf.physical_type == "BYTE_ARRAY" and leaf.logical_type.type == "STRING":
-                top = leaf.path if leaf.path in leaves else leaf.path.split(".")[0]
-                leaves[top].append(leaf.path)
-        return leaves
-
-
-@dataclass(frozen=True)
 class ParquetFiles:
     """Parquet files in the order of their paths, with their footers.
 
     >>> import os, tempfile
+    >>> import pyarrow.parquet as pq
     >>> folder = tempfile.mkdtemp()
     >>> pq.write_table(pa.table({"a": range(5)}), os.path.join(folder, "part-0.parquet"), row_group_size=3)
     >>> files = ParquetFiles.open(folder)
@@ -129,8 +61,9 @@ class ParquetFiles:
         on_bad_file: OnBadFile = "fail",
         set_aside: Mapping[str, str] | None = None,
         read_seconds: float = READ_SECONDS,
+        manifests: str | None = None,
     ) -> ParquetFiles:
-        """Read the footers, in threads.
+        """Read the footers, in threads; of many files only those that changed since the last time.
 
         Args:
             paths: a path, glob, directory or URL, or several. A directory stands for every .parquet file below it.
@@ -139,6 +72,7 @@ class ParquetFiles:
             on_bad_file: `skip` sets files aside that cannot be read, into `bad`.
             set_aside: files that are not even looked at, and why.
             read_seconds: limit on one read, now and later.
+            manifests: directory that keeps what the footers of `MANIFEST_FILES` files or more said.
 
         Raises:
             ValueError: a path that does not exist, or matches no file.
@@ -146,23 +80,38 @@ class ParquetFiles:
         """
         watch = Watch(read_seconds)
         found: dict[str, pafs.FileSystem | None] = {}
-        names = [paths] if isinstance(paths, str) else paths
-        for files in prefetch((partial(_find, name, filesystem, watch) for name in names), 1, 1, watch.overdue):
+        asked = [paths] if isinstance(paths, str) else paths
+        for files in prefetch((partial(find, name, filesystem, watch) for name in asked), 1, 1, watch.overdue):
             found.update(files)
         if not found:
             raise ValueError("no paths were given; expected at least one Parquet file, directory, glob or URL")
         bad = {path: reason for path, reason in (set_aside or {}).items() if path in found}
         left = [path for path in sorted(found) if path not in bad]
-        calls = (partial(_read_footer, path, found[path], watch) for path in left)
+        held, schemas = Footers(), Schemas()
+        manifest = Manifest(manifests, asked) if manifests is not None and len(left) >= MANIFEST_FILES else None
+        kept = manifest.load(schemas) if manifest else {}
+        stamps = next(prefetch([partial(stamps_of, found, watch)], 1, 1, watch.overdue)) if kept else {}
+        known = {path: entry for path, entry in kept.items() if entry[0] == stamps.get(path)}
+        calls = (partial(read_footer, path, found[path], held, watch) for path in left if path not in known)
         threads = min(FOOTER_THREADS, len(left))
-        opened = []
-        for path, file in zip(left, prefetch(calls, threads, 2 * threads, watch.overdue), strict=True):
+        read = prefetch(calls, threads, 2 * threads, watch.overdue)
+        opened: list[ParquetFile] = []
+        for path in left:
+            if path in known:
+                stamp, footer = known[path]
+                opened.append(ParquetFile(path, found[path], *footer, stamp, held))
+                continue
+            file = next(read)
             if isinstance(file, ParquetFile):
-                opened.append(file)
+                opened.append(replace(file, schema=schemas(file.schema)))
             elif on_bad_file == "fail":
                 raise file
             else:
                 bad[path] = str(file)
+        if manifest:
+            now = {file.path: (file.stamp, Footer(file.schema, file.row_groups)) for file in opened if all(file.stamp)}
+            if now.keys() != kept.keys() or any(path not in known for path in now):
+                manifest.save(now)
         return cls(opened, bad, watch)
 
     @cached_property
@@ -171,8 +120,7 @@ class ParquetFiles:
         groups = []
         for number, file in enumerate(self.files):
             first_row = 0
-            for index in range(file.metadata.num_row_groups):
-                rows = file.metadata.row_group(index).num_rows
+            for index, rows in enumerate(file.row_groups):
                 if rows:
                     groups.append(RowGroup(number, index, rows, first_row))
                 first_row += rows
@@ -192,92 +140,3 @@ class ParquetFiles:
     def schema(self) -> pa.Schema:
         """The Arrow schema of the first file."""
         return self.files[0].schema
-
-
-def _find(path: str, filesystem: Any, watch: Watch) -> dict[str, pafs.FileSystem | None]:
-    """The files that `path` stands for -> their filesystem, None for local ones (pyarrow opens those fastest)."""
-    fs, inner = _resolve(path, filesystem)
-    with watch.reading(path):
-        try:
-            names = _names(path, fs, inner)
-        except ValueError:
-            raise
-        except Exception as error:  # whatever a file system raises
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise data_error(
-                path, found=f"no answer ({reason})", expected="files", do="Check path and access."
-            ) from None
-    if isinstance(fs, LocalFileSystem):
-        return dict.fromkeys(names)
-    arrow = fs.fs if isinstance(fs, ArrowFSWrapper) else pafs.PyFileSystem(pafs.FSSpecHandler(fs))
-    return dict.fromkeys(names, arrow)
-
-
-def _names(path: str, fs: fsspec.AbstractFileSystem, inner: str) -> list[str]:
-    if fs.isfile(inner):
-        names = [inner]
-    elif fs.isdir(inner):
-        names = [name for name in fs.find(inner) if name.endswith(".parquet") and not _hidden(name[len(inner) :])]
-        if not names:
-            raise ValueError(
-                f"{path}: found no .parquet file in this directory; expected at least one. Check the path."
-            )
-    else:
-        names = [name for name in fs.glob(inner) if fs.isfile(name)] if fsspec.core.has_magic(inner) else []
-        if not names:
-            raise ValueError(f"{path}: found no file; expected a Parquet file, directory or glob. Check the path.")
-    return names
-
-
-def _hidden(path: str) -> bool:
-    """Whether other tools keep their own things there, such as _temporary/."""
-    return any(part.startswith(("_", ".")) for part in path.split("/"))
-
-
-def _resolve(path: str, filesystem: Any) -> tuple[fsspec.AbstractFileSystem, str]:
-    if isinstance(filesystem, pafs.FileSystem):
-        return ArrowFSWrapper(filesystem), path
-    if filesystem is not None:
-        return filesystem, filesystem._strip_protocol(path)
-    try:
-        return fsspec.core.url_to_fs(path)
-    except (ImportError, ValueError) as fsspec_error:  # a URL that fsspec has no package for
-        try:
-            arrow, inner = pafs.FileSystem.from_uri(path)
-        except (pa.ArrowException, OSError) as arrow_error:
-            reasons = f"fsspec: {fsspec_error}; pyarrow: {arrow_error}"
-            raise ValueError(f"{path}: found a URL that neither fsspec nor pyarrow opens ({reasons})") from None
-        return ArrowFSWrapper(arrow), inner
-
-
-def _read_footer(path: str, filesystem: pafs.FileSystem | None, watch: Watch) -> ParquetFile | DataError:
-    """The file, or what is wrong with it."""
-    with watch.reading(path):
-        stamp = None
-        try:
-            stamp = _stamp(path, filesystem)
-            with pq.ParquetFile(path, filesystem=filesystem) as file:
-                _check_rows(file.metadata)
-                return ParquetFile(path, filesystem, file.metadata, file.schema_arrow, stamp or (None, None))
-        except Exception as error:  # whatever a file system raises, and what Arrow makes of bytes that mean nothing
-            return _unreadable(path, stamp, error)
-
-
-def _check_rows(metadata: pq.FileMetaData) -> None:
-    """The order of an epoch is made of these numbers, and nothing else in the format vouches for them."""
-    rows = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
-    if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
-        raise ValueError(f"it says {metadata.num_rows} rows, its row groups {rows}"[:200])
-
-
-def _stamp(path: str, filesystem: pafs.FileSystem | None) -> tuple[int | None, int | None] | None:
-    """Size and time of change of a file; None where there is none."""
-    info = (filesystem or _LOCAL).get_file_info(path)
-    return (info.size, info.mtime_ns) if info.type == pafs.FileType.File else None
-
-
-def _unreadable(path: str, stamp: tuple[int | None, int | None] | None, error: Exception) -> DataError:
-    reason = " ".join(str(error).split())
-    found = "an empty file (0 bytes)" if stamp and stamp[0] == 0 else f"a file whose footer cannot be read ({reason})"
-    do = "Write it again, leave it out, or set `data.on_bad_file: skip`."
-    return data_error(path, found=found, expected="a whole Parquet file", do=do)

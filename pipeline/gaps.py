@@ -50,4 +50,4 @@ def spread(block: Block, present: np.ndarray) -> Block:
         places = pa.array(np.cumsum(present) - 1, mask=~present)
         keys = block.keys.take(places)
     dense_FN, labels_KN, weights_N = (widened(array) for array in (block.dense_FN, block.labels_KN, block.weights_N))
-    return Block(bags, block.bag_weights, dense_FN, labels_KN, weights_N, keys, block.memory)
+    return Block(bags, block.bag_weights, dense_FN, labels_KN, weights_N, keys)

@@ -58,6 +58,11 @@ class IdEncoder:
         index = pc.fill_null(array.indices, len(array.dictionary)).to_numpy()
         return Bags(bags.values, bags.offsets, index.astype(np.int64))
 
+    @property
+    def dtype(self) -> np.dtype:
+        """The narrowest that holds every id: int32, or int64 if the table has more rows than that has numbers."""
+        return self._dtype
+
     def _bags(self, array: pa.Array) -> Bags:
         if isinstance(self._feature, Id):
             return Bags(self._ids(array))
@@ -77,7 +82,7 @@ class IdEncoder:
         return Bags(ids, offsets)
 
     def _ids(self, array: pa.Array) -> np.ndarray:
-        """(N,) int32, or int64 if the table has more rows than that has numbers."""
+        """(N,) of `dtype`; int64 may stay int64."""
         if pa.types.is_dictionary(array.type):  # the values of a list
             ids = np.append(self._ids(array.dictionary), self._dtype.type(NULL))
             return ids.take(pc.fill_null(array.indices, len(array.dictionary)).to_numpy().astype(np.int64))
@@ -159,7 +164,11 @@ def _parsed(array: pa.Array) -> np.ndarray:
 
 
 def _in_range(values: np.ndarray, size: int, dtype: np.dtype) -> np.ndarray:
-    if not len(values) or (values.min() >= 0 and values.max() < size):
+    if values.dtype == np.int64:
+        # Negative numbers are huge as unsigned ones, so one pass finds both. What is right is used where it is.
+        if not len(values) or values.view(np.uint64).max() < size:
+            return values
+    elif not len(values) or (values.min() >= 0 and values.max() < size):
         return values.astype(dtype, copy=False)
     ids = values.astype(dtype)
     ids[(values < 0) | (values >= size)] = BAD

@@ -33,9 +33,9 @@ class Journal:
     `log.jsonl` is one JSON object with "kind", "step", "time" (seconds since 1970) and the values given; a number that
     is not finite is null. A line is with the operating system before the call returns: a kill loses nothing.
 
-    The progress line (`pipeline.progress`) shows of a step's values: epoch, loss, examples_per_second, wait (the share
-    of time spent waiting for data), mfu, lr_sparse, lr_dense; memory and the time left are added here. Where stderr is
-    no terminal a line comes every `seconds`.
+    The progress line (`pipeline.progress`) shows of a step's values: epoch, loss, examples_per_second, data_wait_share,
+    mfu, lr_sparse, lr_dense; memory and the time left are added here. Where stderr is no terminal a line comes every
+    `seconds`.
 
     A run resumed at `resume_step` appends, after dropping what an earlier attempt said of later steps; TensorBoard
     hides those too. A disk that fails under a running job costs a warning, once, and not the job.

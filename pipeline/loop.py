@@ -51,8 +51,10 @@ class Pace:
 class StepReport(Protocol):
     """Called with what the last few steps did."""
 
-    def __call__(self, step: int, *, epoch: int, loss: float, examples_per_second: float, wait: float) -> None:
-        """Args: mean global loss, global examples a second, share of the time spent waiting for data."""
+    def __call__(
+        self, step: int, *, epoch: int, loss: float, examples_per_second: float, data_wait_share: float
+    ) -> None:
+        """Args: mean global loss, global examples a second, share of the time in which steps waited for their batch."""
 
 
 @dataclass
@@ -155,6 +157,6 @@ class Loop:
             epoch=epoch,
             loss=loss,
             examples_per_second=len(self._losses) * self.reader.batch_size / seconds,
-            wait=wait_seconds / seconds,
+            data_wait_share=wait_seconds / seconds,
         )
         self._restart_clock()

@@ -20,7 +20,7 @@ SHOWN: dict[str, Callable[[Any], str]] = {
     "epoch": lambda epoch: f"epoch {epoch}",
     "loss": lambda loss: f"loss {loss:.4f}",
     "examples_per_second": lambda rate: f"{rate:,.0f} examples/s",
-    "wait": lambda share: f"wait {share:.0%}",
+    "data_wait_share": lambda share: f"data wait {share:.0%}",
     "mfu": lambda share: f"MFU {share:.0%}",
     "rss_bytes": lambda size: f"RSS {size / 2**30:.1f} GiB",
     "cuda_bytes": lambda size: f"CUDA {size / 2**30:.1f} GiB",

@@ -11,8 +11,9 @@ from itertools import repeat
 
 import numpy as np
 import pyarrow as pa
+import torch
 
-from pipeline.batch import Batch, Block, Piece, assemble
+from pipeline.batch import Batch, Block, Empty, Piece, assemble
 from pipeline.block import BlockBuilder, empty_block
 from pipeline.buffers import Buffers
 from pipeline.dataset import ParquetDataset
@@ -26,6 +27,7 @@ from pipeline.sampling import Sampler, Sampling
 
 BATCHES_AHEAD = 4
 LOST = "row group: cannot be read -> row dropped"
+_NUMPY = {torch.int64: np.int64, torch.int32: np.int32, torch.float32: np.float32}
 Prepared = tuple[Block, Counter[str]]
 
 
@@ -146,19 +148,17 @@ class BatchReader:
                 batches.close()
 
     def _batches(self, epoch: int, part: Part) -> Generator[tuple[Batch, Counter[str]], None, None]:
-        schema, buffers = self.dataset.schema, Buffers()
-        calls, overdue = self._blocks(epoch, part, buffers), self.dataset.files.watch.overdue
+        schema, empty = self.dataset.schema, self._memory()
+        calls, overdue = self._blocks(epoch, part, Buffers()), self.dataset.files.watch.overdue
         blocks = prefetch(calls, self._threads, self._threads, overdue)
         block, at = empty_block(self.dataset), 0
         try:
             for step in range(part.steps):
                 pieces: list[Piece] = [(block, at, at)]
                 mended: Counter[str] = Counter()
-                finished: list[Block] = []
                 wanted = part.rows(step)
                 while wanted:
                     if at == len(block):
-                        finished.append(block)
                         block, news = next(blocks)
                         mended += news
                         at = 0
@@ -166,12 +166,16 @@ class BatchReader:
                     pieces.append((block, at, stop))
                     wanted -= stop - at
                     at = stop
-                batch = assemble(schema.sparse_features, pieces, part.local, schema.is_weighted)
-                for spent in finished:
-                    buffers.give_back(spent.memory)
-                yield batch.pin_memory() if self._pin else batch, mended
+                yield assemble(schema.sparse_features, pieces, part.local, schema.is_weighted, empty), mended
         finally:
             blocks.close()
+
+    def _memory(self) -> Empty:
+        """Makes the tensors of batches: of memory that is used again, pinned by torch or our own."""
+        if self._pin:
+            return partial(torch.empty, pin_memory=True)
+        buffers = Buffers()
+        return lambda shape, *, dtype: torch.from_numpy(buffers.empty(shape, _NUMPY[dtype]))
 
     def _blocks(self, epoch: int, part: Part, buffers: Buffers) -> Iterator[Callable[[], Prepared]]:
         """What to call for each block of this rank's rows, in order."""

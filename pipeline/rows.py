@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from pipeline.bags import Bags, Empty, join
 from pipeline.decode import Read
 from pipeline.errors import DataError, damaged, data_error
 from pipeline.numeric import to_numpy
@@ -96,10 +97,12 @@ class RawRows:
         nulls = np.concatenate([chunk.is_null().to_numpy(zero_copy_only=False) for chunk in self.chunks(column)])
         return nulls if self.rows is None else nulls.take(self.rows)
 
-    def numbers(self, column: str, out: np.ndarray | None = None) -> np.ndarray:
-        """The wanted rows of a numeric column; NaN for null. They are in `out` if that is of their type."""
-        chunks = [to_numpy(chunk) for chunk in self.chunks(column)]
-        values = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+    def numbers(self, column: str, out: np.ndarray | None = None, empty: Empty = np.empty) -> np.ndarray:
+        """The wanted rows of a numeric column; NaN for null. They are in `out` if that is of their type.
+
+        `empty` makes an array for all rows of the column.
+        """
+        values = join([Bags(to_numpy(chunk)) for chunk in self.chunks(column)], empty).values
         if self.rows is None:
             return values
         out = out if out is not None and out.dtype == values.dtype else None

@@ -30,7 +30,6 @@ def block() -> Block:
         labels_KN=np.array([[0, 1, 0, 1]], np.float32),
         weights_N=np.array([1, 2, 3, 4], np.float32),
         keys=pa.table({"session": ["a", "b", "c", "d"]}),
-        memory=[],
     )
 
 
@@ -89,7 +88,7 @@ def test_all_padding() -> None:
 
 def test_without_sparse_features() -> None:
     source = block()
-    bare = Block([], [], source.dense_FN, source.labels_KN, source.weights_N, None, [])
+    bare = Block([], [], source.dense_FN, source.labels_KN, source.weights_N, None)
     batch = assemble([], [(bare, 1, 3)], size=2, weighted=False)
     assert batch.sparse.keys() == []
     assert batch.dense_BF.tolist() == [[1, 5], [2, 6]]

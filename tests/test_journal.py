@@ -171,7 +171,7 @@ def test_plain_lines_come_at_an_interval(
                 loss=0.51234,
                 epoch=2,
                 examples_per_second=54321.4,
-                wait=0.034,
+                data_wait_share=0.034,
                 mfu=0.41,
                 lr_sparse=0.02,
                 lr_dense=0.003,
@@ -180,7 +180,7 @@ def test_plain_lines_come_at_an_interval(
             clock.now += 1
         journal.event("evaluate", 1025, auc=0.812345, gauc=math.nan, rows=77, plan={"not": "shown"}, note="a [b] c")
     first, second, third, last, evaluation = capsys.readouterr().err.splitlines()
-    shown = "epoch 2  loss 0.5123  54,321 examples/s  wait 3%  MFU 41%  RSS 1.5 GiB  CUDA 2.0 GiB"
+    shown = "epoch 2  loss 0.5123  54,321 examples/s  data wait 3%  MFU 41%  RSS 1.5 GiB  CUDA 2.0 GiB"
     shown += "  lr 2.0e-02 sparse  3.0e-03 dense"
     assert first == f"step 1,000/5,000  {shown}"
     assert second == f"step 1,010/5,000  ETA 1:06:30  {shown}"

@@ -1,0 +1,70 @@
+"""Which files a path, glob, directory or URL stands for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.fs as pafs
+from fsspec.implementations.arrow import ArrowFSWrapper
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.errors import data_error
+from pipeline.watch import Watch
+
+
+def find(path: str, filesystem: Any, watch: Watch) -> dict[str, pafs.FileSystem | None]:
+    """The files that `path` stands for -> their filesystem, None for local ones (pyarrow opens those fastest)."""
+    fs, inner = _resolve(path, filesystem)
+    with watch.reading(path):
+        try:
+            names = _names(path, fs, inner)
+        except ValueError:
+            raise
+        except Exception as error:  # whatever a file system raises
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise data_error(
+                path, found=f"no answer ({reason})", expected="files", do="Check path and access."
+            ) from None
+    if isinstance(fs, LocalFileSystem):
+        return dict.fromkeys(names)
+    arrow = fs.fs if isinstance(fs, ArrowFSWrapper) else pafs.PyFileSystem(pafs.FSSpecHandler(fs))
+    return dict.fromkeys(names, arrow)
+
+
+def _names(path: str, fs: fsspec.AbstractFileSystem, inner: str) -> list[str]:
+    if fs.isfile(inner):
+        names = [inner]
+    elif fs.isdir(inner):
+        names = [name for name in fs.find(inner) if name.endswith(".parquet") and not _hidden(name[len(inner) :])]
+        if not names:
+            raise ValueError(
+                f"{path}: found no .parquet file in this directory; expected at least one. Check the path."
+            )
+    else:
+        names = [name for name in fs.glob(inner) if fs.isfile(name)] if fsspec.core.has_magic(inner) else []
+        if not names:
+            raise ValueError(f"{path}: found no file; expected a Parquet file, directory or glob. Check the path.")
+    return names
+
+
+def _hidden(path: str) -> bool:
+    """Whether other tools keep their own things there, such as _temporary/."""
+    return any(part.startswith(("_", ".")) for part in path.split("/"))
+
+
+def _resolve(path: str, filesystem: Any) -> tuple[fsspec.AbstractFileSystem, str]:
+    if isinstance(filesystem, pafs.FileSystem):
+        return ArrowFSWrapper(filesystem), path
+    if filesystem is not None:
+        return filesystem, filesystem._strip_protocol(path)
+    try:
+        return fsspec.core.url_to_fs(path)
+    except (ImportError, ValueError) as fsspec_error:  # a URL that fsspec has no package for
+        try:
+            arrow, inner = pafs.FileSystem.from_uri(path)
+        except (pa.ArrowException, OSError) as arrow_error:
+            reasons = f"fsspec: {fsspec_error}; pyarrow: {arrow_error}"
+            raise ValueError(f"{path}: found a URL that neither fsspec nor pyarrow opens ({reasons})") from None
+        return ArrowFSWrapper(arrow), inner
