@@ -11,8 +11,9 @@ from torch import nn
 
 from embeddings.kinds import DTYPES, KERNELS, SHARDINGS
 from launch.model_config import ModelConfig, ParallelConfig, check_tokens, check_torchrec
-from pipeline.features import Strict, read_text
+from pipeline.features import Strict
 from pipeline.schema import Schema, explain
+from pipeline.vocabulary import read_text
 
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 
