@@ -8,6 +8,7 @@ from pathlib import Path
 from launch.cli import parser
 from launch.config import check_world, load_config
 from launch.errors import is_user_error
+from launch.learnt import with_trained_schema
 from launch.paths import check_output, check_training, checkpoints_of, choose_checkpoint, evaluation_paths, group_keys
 from pipeline.dataset import ParquetDataset
 
@@ -35,6 +36,7 @@ def check_job(arguments: Sequence[str], world_size: int, *, files_are_here: bool
             else:
                 ParquetDataset(evaluation_paths(config), config.feature_schema, keys=group_keys(config))
             choose_checkpoint(checkpoints_of(config), parsed.checkpoint)
+            with_trained_schema(config)
     except ValueError as error:
         if not is_user_error(error):
             raise

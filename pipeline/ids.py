@@ -34,7 +34,8 @@ class IdEncoder:
 
     def __init__(self, feature: Id | IdList, strings: bool) -> None:
         self._feature = feature
-        self._strings = strings
+        self.strings = strings
+        """Whether values are hashed, looked up or parsed as text."""
         self._dtype = np.dtype(np.int32 if feature.rows <= np.iinfo(np.int32).max else np.int64)
         self._separator = feature.separator if isinstance(feature, IdList) else None
         self._vocabulary = _Vocabulary(feature.words, strings) if feature.vocabulary is not None else None
@@ -62,7 +63,7 @@ class IdEncoder:
         if isinstance(self._feature, Id):
             return Bags(self._ids(array))
         if self._separator is not None:
-            offsets, parts, null = split_lists(pc.split_pattern(_plain(array), self._separator))
+            offsets, parts, null = split_lists(pc.split_pattern(plain(array), self._separator))
             # The empty string is the empty list, and so is what stands between two separators in a row.
             empty = pc.equal(parts, "").fill_null(False).to_numpy(zero_copy_only=False)
             if empty.any():
@@ -81,14 +82,14 @@ class IdEncoder:
         if pa.types.is_dictionary(array.type):  # the values of a list
             ids = np.append(self._ids(array.dictionary), self._dtype.type(NULL))
             return ids.take(pc.fill_null(array.indices, len(array.dictionary)).to_numpy().astype(np.int64))
-        array = _plain(array)
+        array = plain(array)
         if self._feature.buckets is not None:
             ids = self._hashed(array, self._feature.buckets)
         elif self._vocabulary is not None:
             ids = self._vocabulary.ids(array).astype(self._dtype)
         else:
             assert self._feature.range is not None
-            ids = _in_range(_parsed(array) if self._strings else _numpy(array), self._feature.range, self._dtype)
+            ids = _in_range(_parsed(array) if self.strings else _numpy(array), self._feature.range, self._dtype)
         if array.null_count:
             ids = np.where(array.is_null().to_numpy(zero_copy_only=False), NULL, ids)
         return ids
@@ -97,7 +98,7 @@ class IdEncoder:
         ids = np.empty(len(array), self._dtype)
         for start in range(0, len(array), CHUNK):
             chunk, seed = array.slice(start, CHUNK), self._feature.seed
-            hashes = hash_strings(chunk, seed) if self._strings else hash_integers(_numpy(chunk), seed)
+            hashes = hash_strings(chunk, seed) if self.strings else hash_integers(_numpy(chunk), seed)
             ids[start : start + CHUNK] = into_buckets(hashes, buckets)
         return ids
 
@@ -140,7 +141,7 @@ def split_lists(array: pa.Array) -> tuple[np.ndarray, pa.Array, np.ndarray | Non
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), values, null
 
 
-def _plain(array: pa.Array) -> pa.Array:
+def plain(array: pa.Array) -> pa.Array:
     """Booleans as integers, views as strings."""
     if pa.types.is_boolean(array.type):
         return array.cast(pa.uint8())

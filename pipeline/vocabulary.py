@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import IO
+
 import fsspec
 
 
@@ -24,3 +27,9 @@ def read_vocabulary(path: str) -> tuple[str, ...]:
         if lines.setdefault(word, line) != line:
             raise ValueError(f"vocabulary {path}: line {line} repeats {word!r} of line {lines[word]}; remove one")
     return tuple(words)
+
+
+def write_vocabulary(file: IO[bytes], words: Iterable[str]) -> None:
+    """Write what `read_vocabulary` reads; no word may hold a line break."""
+    for word in words:
+        file.write(f"{word}\n".encode())
