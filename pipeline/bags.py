@@ -123,22 +123,19 @@ def keep(bags: Bags, kept: np.ndarray) -> Bags:
     return Bags(bags.values[kept], before if bags.offsets is None else before.take(bags.offsets))
 
 
-def within(bags: Bags, most: int, end: Literal["last", "first"]) -> np.ndarray | None:
+def within(offsets: np.ndarray, most: int, end: Literal["last", "first"]) -> np.ndarray | None:
     """A mask of the values that stand among the `most` last or first of their bag; None if all do.
 
-    >>> within(Bags(np.array([5, 6, 7, 8]), np.array([0, 3, 4])), 2, "last")
+    >>> within(np.array([0, 3, 4]), 2, "last")
     array([False,  True,  True,  True])
     """
-    assert bags.index is None
-    if bags.offsets is None:
-        return None
-    excess = bags.lengths - most
+    excess = np.diff(offsets) - most
     long = np.flatnonzero(excess > 0)
     if not long.size:
         return None
     # What goes is one piece of each long bag: 1 where it begins, -1 where it ends.
-    begins = bags.offsets[long] if end == "last" else bags.offsets[long] + most
-    edges = np.zeros(len(bags.values) + 1, np.int8)
+    begins = offsets[long] if end == "last" else offsets[long] + most
+    edges = np.zeros(int(offsets[-1]) + 1, np.int8)
     edges[begins] += 1
     edges[begins + excess[long]] -= 1
     return np.cumsum(edges[:-1], dtype=np.int8) == 0

@@ -103,7 +103,8 @@ class BlockBuilder:
         if to_mend:
             bags, weights = self._mend_null(name, bags, weights, encoder.default)
         if isinstance(feature, IdList) and feature.truncate is not None:
-            kept = within(bags, feature.truncate, feature.keep or "last")
+            assert bags.offsets is not None
+            kept = within(bags.offsets, feature.truncate, feature.end)
             if kept is not None:
                 bags, weights = keep(bags, kept), None if weights is None else weights[kept]
         if to_mend:
@@ -166,7 +167,7 @@ class BlockBuilder:
         if isinstance(feature, IdList):
             parts = [part for part in found.split(feature.separator) if part] if feature.separator else found or [None]
             parts = [part for part in parts if part is not None or feature.default is not None]
-            if feature.truncate is not None and feature.keep != "first":
+            if feature.truncate is not None and feature.end == "last":
                 parts = parts[-feature.truncate :]
             found = parts[place]
         if feature.vocabulary is not None:

@@ -141,6 +141,11 @@ class IdList(Ids):
     def reads(self) -> tuple[str, ...]:
         return (self.column,) if self.weights is None else (self.column, self.weights)
 
+    @property
+    def end(self) -> Literal["last", "first"]:
+        """The end of a long list that is kept."""
+        return self.keep or "last"
+
 
 class Number(FeatureBase):
     """A number a row: a dense input, or with `boundaries` or `quantiles` the id of its bucket in a table."""

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.bags import Bags, join
+from pipeline.bags import Bags, join, within
 from pipeline.features import Id, IdList
 from pipeline.hashing import CHUNK, hash_integers, hash_strings, into_buckets
 
@@ -71,6 +71,8 @@ class IdEncoder:
                 parts = parts.filter(pa.array(~empty))
         else:
             offsets, parts, null = split_lists(array)
+        if isinstance(self._feature, IdList):
+            offsets, parts = _cut(self._feature, offsets, parts)
         ids = self._ids(parts)
         if null is not None:
             ids = np.insert(ids, offsets[:-1][null], NULL)
@@ -128,6 +130,20 @@ class _Vocabulary:
             same = pc.equal(self._words.take(pa.array(lines)), array.cast(pa.large_string()))
             found &= same.fill_null(False).to_numpy(zero_copy_only=False)
         return np.where(found, lines, BAD)
+
+
+def _cut(feature: IdList, offsets: np.ndarray, parts: pa.Array) -> tuple[np.ndarray, pa.Array]:
+    """Lists cut as `truncate` says before they are encoded, where that is known to be right; else later, by the block.
+
+    Null elements may have to go first, and weights are checked against whole lists.
+    """
+    if feature.truncate is None or feature.weights is not None or parts.null_count:
+        return offsets, parts
+    kept = within(offsets, feature.truncate, feature.end)
+    if kept is None:
+        return offsets, parts
+    lengths = np.minimum(np.diff(offsets), feature.truncate)
+    return np.concatenate([[0], np.cumsum(lengths)]), parts.filter(pa.array(kept))
 
 
 def split_lists(array: pa.Array) -> tuple[np.ndarray, pa.Array, np.ndarray | None]:

@@ -19,7 +19,12 @@ def read_text(path: str) -> str:
 
 def read_vocabulary(path: str) -> tuple[str, ...]:
     """One value a line, lines ended by LF or CRLF; the id of a value is its line number, from 0."""
-    words = read_text(path).replace("\r\n", "\n").removesuffix("\n").split("\n")
+    try:
+        text = read_text(path)
+    except ValueError as error:
+        hint = "; `rankmixer vocab` writes it" if isinstance(error.__context__, FileNotFoundError) else ""
+        raise ValueError(f"{error}{hint}") from None
+    words = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
     if words == [""]:
         raise ValueError(f"vocabulary {path}: found no value; expected one a line")
     lines: dict[str, int] = {}

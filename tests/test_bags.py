@@ -101,6 +101,6 @@ def test_keep_wants_no_index() -> None:
 def test_within_is_slicing(rows: Lists, most: int) -> None:
     bags = bags_of(rows)
     for end, expected in (("last", [row[-most:] for row in rows]), ("first", [row[:most] for row in rows])):
-        kept = within(bags, most, end)  # type: ignore[arg-type]
+        kept = within(bags.offsets, most, end)  # type: ignore[arg-type]
         assert (kept is None) == all(len(row) <= most for row in rows)
         assert rows_of(bags if kept is None else keep(bags, kept)) == expected

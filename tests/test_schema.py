@@ -109,7 +109,7 @@ BAD_LINES = {
     "user_id: {kind: id, dim: 4, range: 9, default: 9}": "default must be an integer from 0 to 8; found 9",
     "user_id: {kind: id, dim: 4, range: 9, default: a}": "default must be an integer from 0 to 8; found 'a'",
     "user_id: {kind: id, dim: 4, vocabulary: city.txt, default: Bonn}": "default 'Bonn' is not in ",
-    "user_id: {kind: id, dim: 4, vocabulary: none.txt}": "none.txt: cannot be read: ",
+    "user_id: {kind: id, dim: 4, vocabulary: none.txt}": "none.txt'; `rankmixer vocab` writes it",
     "user_id: {kind: id, dim: 4, vocabulary: twice.txt}": "twice.txt: line 3 repeats 'a' of line 1; remove one",
     "user_id: {kind: id, dim: 4, vocabulary: empty.txt}": "empty.txt: found no value; expected one a line",
     "age: {kind: number, dim: 4}": "boundaries (or quantiles) and dim go together: both for a table",
