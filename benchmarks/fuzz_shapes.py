@@ -157,6 +157,7 @@ def _row(schema: Schema, values: dict[str, Any]) -> Row:
     dropped = False
     for name in schema.sparse_features:
         feature = schema.features[name]
+        assert isinstance(feature, Id | IdList | Number)
         value = values[feature.column]
         if isinstance(feature, Number):
             assert feature.boundaries is not None

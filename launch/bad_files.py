@@ -11,7 +11,7 @@ from typing import Any
 
 from launch.config import Config
 from launch.distributed import Ranks
-from launch.paths import manifests_of
+from launch.paths import opening
 from pipeline.collective import on_rank_0, together
 from pipeline.dataset import ParquetDataset
 from pipeline.journal import Journal
@@ -38,16 +38,7 @@ def open_together(
     Raises:
         ValueError: on all ranks, what is wrong on one of them, or that they do not see the same rows.
     """
-    open_here = partial(
-        ParquetDataset,
-        paths,
-        config.feature_schema,
-        keys=keys,
-        labels=labels,
-        on_bad_file=config.data.on_bad_file,
-        read_seconds=config.read_seconds,
-        manifests=manifests_of(config),
-    )
+    open_here = partial(ParquetDataset, paths, config.feature_schema, keys=keys, labels=labels, **opening(config))
     if config.data.on_bad_file == "skip" and ranks.world_size > 1:
         set_aside = on_rank_0("cannot open the files", lambda: open_here(set_aside=set_aside).files.bad)
     opened: list[ParquetDataset] = []

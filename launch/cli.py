@@ -100,6 +100,19 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--hbm-gb", type=float, default=80.0, help="device memory of a rank")
     plan.add_argument("--ddr-gb", type=float, default=64.0, help="host memory of a rank")
 
+    vocab = add(
+        "vocab",
+        _vocab,
+        "Write the vocabularies of features: the values in data.train, the most frequent first.",
+        "rankmixer vocab --config my.yaml city genres --min-count 5",
+    )
+    vocab.add_argument("--config", required=True, help="configuration file")
+    vocab.add_argument(
+        "features", nargs="*", help="features (default: all that have a vocabulary), and section.key=value overrides"
+    )
+    vocab.add_argument("--min-count", type=int, default=1, help="leave out values that occur less often")
+    vocab.add_argument("--out", help="folder to write to; default: where the feature schema expects the files")
+
     add(
         "schema",
         _schema,
@@ -216,6 +229,22 @@ def _plan(arguments: argparse.Namespace) -> None:
             ddr_bytes=int(arguments.ddr_gb * 2**30),
         ),
     )
+
+
+def _vocab(arguments: argparse.Namespace) -> None:
+    from launch.config import load_config
+    from pipeline.build_vocabulary import build_vocabularies
+
+    overrides = [word for word in arguments.features if "=" in word]
+    names = [word for word in arguments.features if "=" not in word]
+    config = load_config(arguments.config, overrides, vocabularies_to_be_written=True)
+    schema, files = config.feature_schema, config.data.train
+    for file in build_vocabularies(schema, files, names, out=arguments.out, min_count=arguments.min_count):
+        broken = f"; {file.broken:,} occurrences with a line break left out" if file.broken else ""
+        print(
+            f"{file.path}: {file.words:,} words of {file.values:,} values, {file.covered:.2%} of "
+            f"{file.occurrences:,} occurrences{broken}"
+        )
 
 
 def _schema(_: argparse.Namespace) -> None:

@@ -6,15 +6,24 @@ from copy import deepcopy
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from torch import nn
 
 from embeddings.kinds import DTYPES, KERNELS, SHARDINGS
 from launch.model_config import ModelConfig, ParallelConfig, check_tokens, check_torchrec
-from pipeline.features import Strict, read_text
+from pipeline.features import Strict
 from pipeline.files import OnBadFile
 from pipeline.sampling import Sampling
 from pipeline.schema import Schema, explain
+from pipeline.vocabulary import read_text
 
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 
@@ -158,8 +167,8 @@ class Config(Strict):
 
     @field_validator("feature_schema", mode="before")
     @classmethod
-    def _read_schema(cls, value: Any) -> Any:
-        return Schema.load(value) if isinstance(value, str) else value
+    def _read_schema(cls, value: Any, info: ValidationInfo) -> Any:
+        return Schema.load(value, **(info.context or {})) if isinstance(value, str) else value
 
     @field_validator("optimizer", mode="before")
     @classmethod
@@ -196,12 +205,13 @@ class Config(Strict):
         return self
 
 
-def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str, overrides: Sequence[str] = (), *, vocabularies_to_be_written: bool = False) -> Config:
     """Read a configuration file and apply overrides.
 
     Args:
         path: YAML file; relative paths inside it are relative to the current directory.
         overrides: `section.key=value`, the value in YAML.
+        vocabularies_to_be_written: do not read those that the feature schema names.
 
     Raises:
         ValueError: the file, the key, what was found and what was expected.
@@ -215,7 +225,7 @@ def load_config(path: str, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _apply(tree, override)
     try:
-        return Config.model_validate(tree)
+        return Config.model_validate(tree, context={"vocabularies_to_be_written": vocabularies_to_be_written})
     except ValidationError as error:
         raise ValueError("\n".join(f"{path}: {problem}" for problem in explain(error))) from None
 

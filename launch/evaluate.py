@@ -11,6 +11,7 @@ from launch.build import Build, build
 from launch.config import Config
 from launch.distributed import Ranks, check_world_here, cluster_here, process_group
 from launch.job import evaluate, outputs, pass_reader, restore
+from launch.learnt import with_trained_schema
 from launch.parts import ParquetParts
 from launch.paths import checkpoints_of, choose_checkpoint, evaluation_paths
 from launch.report import print_result
@@ -20,6 +21,7 @@ def evaluate_checkpoint(config: Config, checkpoint: str) -> None:
     """Print the metrics of a checkpoint on data.test, or data.evaluate, as one JSON line."""
     paths = evaluation_paths(config)
     check_world_here(config)
+    config = with_trained_schema(config)
     with process_group(config, checkpoint=checkpoint) as ranks:
         built, name = _restored(config, ranks, checkpoint)
         evaluation = evaluate(config, built, ranks, paths)
@@ -37,6 +39,7 @@ def predict(config: Config, checkpoint: str, data: str, out: str, keys: Sequence
     if taken:
         raise ValueError(f"--keys names {taken}, which are columns of the output; leave them out")
     check_world_here(config)
+    config = with_trained_schema(config)
     with process_group(config, checkpoint=checkpoint, keys=keys) as ranks:
         reader = pass_reader(config, ranks, data, keys=keys, labels=False)
         built, name = _restored(config, ranks, checkpoint)

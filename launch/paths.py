@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import fsspec
 
@@ -36,15 +37,16 @@ def check_files(config: Config, paths: str | list[str], *, keys: Sequence[str] =
     Raises:
         ValueError: file, column, what was found, what was expected, what to do.
     """
-    ParquetDataset(
-        paths,
-        config.feature_schema,
-        keys=keys,
-        labels=labels,
-        on_bad_file=config.data.on_bad_file,
-        read_seconds=config.read_seconds,
-        manifests=manifests_of(config),
-    )
+    ParquetDataset(paths, config.feature_schema, keys=keys, labels=labels, **opening(config))
+
+
+def opening(config: Config) -> dict[str, Any]:
+    """How files are opened, as ParquetDataset takes it."""
+    return {
+        "on_bad_file": config.data.on_bad_file,
+        "read_seconds": config.read_seconds,
+        "manifests": manifests_of(config),
+    }
 
 
 def check_output(out: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from launch.cli import parser
 from launch.config import check_world, load_config
 from launch.errors import is_user_error
+from launch.learnt import with_trained_schema
 from launch.paths import (
     check_files,
     check_output,
@@ -42,6 +43,7 @@ def check_job(arguments: Sequence[str], world_size: int, *, files_are_here: bool
             else:
                 check_files(config, evaluation_paths(config), keys=group_keys(config))
             choose_checkpoint(checkpoints_of(config), parsed.checkpoint)
+            with_trained_schema(config)
     except ValueError as error:
         if not is_user_error(error):
             raise

@@ -16,6 +16,7 @@ from launch.config import Config, dump_config
 from launch.distributed import Ranks, check_world_here, cluster_here, process_group
 from launch.health import are_finite, layer_statistics
 from launch.job import evaluate, random_state, restore, training_reader
+from launch.learnt import with_schema_to_train
 from launch.paths import checkpoints_of
 from launch.peak import peak_flops
 from launch.report import print_result
@@ -33,7 +34,7 @@ def train(config: Config) -> None:
     """Train, evaluate, save; resume if the run directory holds a checkpoint. Prints one JSON line at the end."""
     check_world_here(config)
     with process_group(config) as ranks:
-        result = Training(config, ranks).run()
+        result = Training(with_schema_to_train(config), ranks).run()
         if ranks.is_first:
             print_result(result)
 

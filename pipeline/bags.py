@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -127,3 +128,21 @@ def keep(bags: Bags, kept: np.ndarray) -> Bags:
     before = np.zeros(len(kept) + 1, np.int64)
     np.cumsum(kept, out=before[1:])
     return Bags(bags.values[kept], before if bags.offsets is None else before.take(bags.offsets))
+
+
+def within(offsets: np.ndarray, most: int, end: Literal["last", "first"]) -> np.ndarray | None:
+    """A mask of the values that stand among the `most` last or first of their bag; None if all do.
+
+    >>> within(np.array([0, 3, 4]), 2, "last")
+    array([False,  True,  True,  True])
+    """
+    excess = np.diff(offsets) - most
+    long = np.flatnonzero(excess > 0)
+    if not long.size:
+        return None
+    # What goes is one piece of each long bag: 1 where it begins, -1 where it ends.
+    begins = offsets[long] if end == "last" else offsets[long] + most
+    edges = np.zeros(int(offsets[-1]) + 1, np.int8)
+    edges[begins] += 1
+    edges[begins + excess[long]] -= 1
+    return np.cumsum(edges[:-1], dtype=np.int8) == 0

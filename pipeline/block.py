@@ -8,15 +8,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import DTypeLike
 
-from pipeline.bags import Bags, join, keep, scatter, take
+from pipeline.bags import Bags, join, keep, scatter, take, within
 from pipeline.batch import Block
 from pipeline.buffers import Buffers
+from pipeline.cross import crossed
 from pipeline.dataset import ParquetDataset
 from pipeline.errors import DataError
-from pipeline.features import Id, IdList, Number
+from pipeline.features import Cross, Id, IdList, Number, Time
 from pipeline.ids import BAD, NULL, split_lists
-from pipeline.numeric import bucketed, dense, to_numpy
+from pipeline.numeric import bucketed, dense, to_numpy, wanted
 from pipeline.rows import RawRows, shown
+from pipeline.time_parts import time_ids
 
 
 class BlockBuilder:
@@ -39,13 +41,13 @@ class BlockBuilder:
         # One piece of memory for the features with one id a row: large enough for huge pages.
         one_id = sum(isinstance(feature, Id) for feature in schema.features.values())
         self._ids_N = iter(self._buffers.empty((one_id, len(raw)), np.int32))
-        columns = [self._bags(name) for name in schema.sparse_features]
+        columns = self._sparse()
         dense_FN = self._buffers.empty((len(schema.dense_features), len(raw)), np.float32)
         for dense_N, name in zip(dense_FN, schema.dense_features, strict=True):
             values = self._number(name, dense_N)
             if values is not dense_N:
                 dense_N[:] = values
-            self._used(schema.features[name].column)
+            self._used(schema.features[name].reads[0])
         labels_KN = np.zeros((len(schema.tasks), len(raw)), np.float32)
         weights_N = np.ones(len(raw), np.float32)
         if self._dataset.labels:
@@ -65,21 +67,45 @@ class BlockBuilder:
             keys = pa.Table.from_arrays(arrays, schema=self._dataset.keys_schema)
         return Block([b for b, _ in columns], [w for _, w in columns], dense_FN, labels_KN, weights_N, keys)
 
+    def _sparse(self) -> list[tuple[Bags, np.ndarray | None]]:
+        """The bags of every feature with a table, and the weights of their values; crosses after what they are of."""
+        features = self._dataset.schema.features
+        names = self._dataset.schema.sparse_features
+        made = {name: self._bags(name) for name in names if not isinstance(features[name], Cross)}
+        for name in names:
+            if isinstance(cross := features[name], Cross):
+                made[name] = crossed([made[part][0] for part in cross.of], cross), None
+        return [made[name] for name in names]
+
     def _bags(self, name: str) -> tuple[Bags, np.ndarray | None]:
         feature = self._dataset.schema.features[name]
         if isinstance(feature, Number):
-            assert feature.boundaries is not None
+            assert feature.boundaries is not None, "learnt before"
             bags = Bags(bucketed(self._number(name), feature.boundaries))
             self._used(feature.column)
             return bags, None
+        if isinstance(feature, Time):
+            bags, _ = self._mend_null(name, Bags(time_ids(self._raw, feature)), None, None)
+            for column in feature.reads:
+                self._used(column)
+            return bags, None
+        assert isinstance(feature, Id | IdList)
         encoder = self._dataset.encoders[name]
         bags = self._gather([encoder(chunk) for chunk in self._raw.chunks(feature.column)], encoder.dtype)
         weights = None
         if isinstance(feature, IdList) and feature.weights is not None:
             weights = self._list_weights(feature, bags)
             self._used(feature.weights)
-        if len(bags.values) and bags.values.min() < 0:
-            bags, weights = self._mend(name, feature, bags, weights)
+        to_mend = len(bags.values) > 0 and bags.values.min() < 0
+        if to_mend:
+            bags, weights = self._mend_null(name, bags, weights, encoder.default)
+        if isinstance(feature, IdList) and feature.truncate is not None:
+            assert bags.offsets is not None
+            kept = within(bags.offsets, feature.truncate, feature.end)
+            if kept is not None:
+                bags, weights = keep(bags, kept), None if weights is None else weights[kept]
+        if to_mend:
+            bags = self._mend_bad(name, feature, bags)
         self._used(feature.column)
         return bags, weights
 
@@ -105,19 +131,17 @@ class BlockBuilder:
         if not self._left[column]:
             self._raw.release(column)
 
-    def _mend(
-        self, name: str, feature: Id | IdList, bags: Bags, weights: np.ndarray | None
+    def _mend_null(
+        self, name: str, bags: Bags, weights: np.ndarray | None, default: int | None
     ) -> tuple[Bags, np.ndarray | None]:
-        encoder = self._dataset.encoders[name]
         null = bags.values == NULL
-        if null.any():
-            if encoder.default is not None:
-                self.mended[f"{name}: null -> default"] += int(null.sum())
-                bags = Bags(np.where(null, encoder.default, bags.values), bags.offsets)
-            else:
-                self.mended[f"{name}: null -> empty"] += int(null.sum())
-                bags, weights = keep(bags, ~null), None if weights is None else weights[~null]
-        return self._mend_bad(name, feature, bags), weights
+        if not null.any():
+            return bags, weights
+        if default is not None:
+            self.mended[f"{name}: null -> default"] += int(null.sum())
+            return Bags(np.where(null, default, bags.values), bags.offsets), weights
+        self.mended[f"{name}: null -> empty"] += int(null.sum())
+        return keep(bags, ~null), None if weights is None else weights[~null]
 
     def _mend_bad(self, name: str, feature: Id | IdList, bags: Bags) -> Bags:
         bad = bags.values == BAD
@@ -141,7 +165,10 @@ class BlockBuilder:
         found = self._raw.value(feature.column, row)
         if isinstance(feature, IdList):
             parts = [part for part in found.split(feature.separator) if part] if feature.separator else found or [None]
-            found = [part for part in parts if part is not None or feature.default is not None][place]
+            parts = [part for part in parts if part is not None or feature.default is not None]
+            if feature.truncate is not None and feature.end == "last":
+                parts = parts[-feature.truncate :]
+            found = parts[place]
         if feature.vocabulary is not None:
             return self._raw.error(
                 row,
@@ -188,7 +215,7 @@ class BlockBuilder:
         feature = self._dataset.schema.features[name]
         assert isinstance(feature, Number)
         raw = self._raw.numbers(feature.column, out, self._buffers.empty)
-        values = dense(raw, feature) if feature.boundaries is None else raw
+        values = dense(raw, feature) if feature.is_dense else raw
         if np.isfinite(values).all():
             return values
         missing = np.isnan(raw)
@@ -198,12 +225,11 @@ class BlockBuilder:
                 if count:
                     self.mended[f"{name}: {what} -> default"] += count
             raw = np.where(missing, raw.dtype.type(feature.default), raw)
-            values = dense(raw, feature) if feature.boundaries is None else raw
+            values = dense(raw, feature) if feature.is_dense else raw
         wrong = np.flatnonzero(~np.isfinite(values))
         if wrong.size:
             row = int(wrong[0])
-            expected = "a number above -1, because of `log1p`" if feature.transform == "log1p" else "a finite number"
-            do = "Set `default`, or mend the file." if missing[row] else "Mend the file."
+            expected, do = wanted(feature, bool(missing[row]))
             raise self._raw.error(row, feature.column, shown(self._raw.value(feature.column, row)), expected, do)
         return values
 

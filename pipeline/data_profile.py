@@ -44,7 +44,7 @@ class DataProfile:
             if isinstance(feature, Ids)
         }
         self.numbers = {
-            name: NumberProfile(feature.column, feature, self.rows)
+            name: NumberProfile(feature.column, feature, self.rows, name in schema.to_learn)
             for name, feature in schema.features.items()
             if isinstance(feature, Number)
         }

@@ -12,7 +12,7 @@ from pyarrow import types
 
 from pipeline.decode import Decoder
 from pipeline.errors import DataError, data_error
-from pipeline.features import Id, IdList, Number
+from pipeline.features import Cross, Id, IdList, Number, Time
 from pipeline.files import OnBadFile, ParquetFile, ParquetFiles
 from pipeline.ids import IdEncoder
 from pipeline.schema import Schema
@@ -73,9 +73,8 @@ class ParquetDataset:
             for name, feature in schema.features.items()
             if isinstance(feature, Id | IdList)
         }
-        self.decoder = Decoder(
-            list(self.uses), {schema.features[name].column for name in self.encoders}, self.files.watch
-        )
+        ids = {schema.features[name].reads[0] for name in self.encoders}
+        self.decoder = Decoder(list(self.uses), ids, self.files.watch)
 
     def _encoder(self, name: str, feature: Id | IdList) -> IdEncoder:
         strings = _is_string(_element(self.files.schema.field(feature.column).type))
@@ -99,6 +98,10 @@ def _uses(schema: Schema, labels: bool) -> Iterator[_Use]:
     for name, feature in schema.features.items():
         if isinstance(feature, Number):
             yield _Use(feature.column, f"feature {name!r}", _is_number, "numbers", "For ids or strings use `kind: id`.")
+        elif isinstance(feature, Time):
+            yield from _time_uses(name, feature)
+        elif isinstance(feature, Cross):
+            pass  # made of features, not of columns
         elif isinstance(feature, Id):
             if feature.range is not None:
                 do = "Use `buckets` or `vocabulary` for strings, and `kind: id_list` for lists."
@@ -115,6 +118,18 @@ def _uses(schema: Schema, labels: bool) -> Iterator[_Use]:
         yield _Use(label.column, f"label {name!r}", _is_number, "numbers from 0 to 1", "Convert the column.")
     if labels and schema.weight is not None:
         yield _Use(schema.weight, "example weights", _is_number, "numbers", "Convert the column, or remove `weight`.")
+
+
+def _time_uses(name: str, feature: Time) -> Iterator[_Use]:
+    for column in feature.reads:
+        purpose = f"{'reference of ' if column == feature.reference else ''}feature {name!r}"
+        if feature.unit is not None:
+            yield _Use(
+                column, purpose, types.is_integer, "integers, because of `unit`", "Remove `unit` for timestamps."
+            )
+        else:
+            do = "Give the `unit` (s, ms, us or ns) of integers since 1970; convert text."
+            yield _Use(column, purpose, _is_time, "timestamps or dates", do)
 
 
 def _list_use(name: str, feature: IdList) -> _Use:
@@ -257,6 +272,10 @@ def _is_id_list(type_: pa.DataType) -> bool:
 
 def _is_number(type_: pa.DataType) -> bool:
     return types.is_integer(type_) or types.is_floating(type_) or types.is_boolean(type_) or types.is_decimal(type_)
+
+
+def _is_time(type_: pa.DataType) -> bool:
+    return types.is_timestamp(type_) or types.is_date(type_)
 
 
 def _is_number_list(type_: pa.DataType) -> bool:

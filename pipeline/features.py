@@ -4,35 +4,22 @@ from __future__ import annotations
 
 import difflib
 import posixpath
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
-import fsspec
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator, model_validator
+
+from pipeline.time_units import Seconds, check_timezone
+from pipeline.vocabulary import read_vocabulary
 
 # FBGEMM's tables want a width divisible by 4.
 Dim = Annotated[int, Field(ge=4, multiple_of=4, description="Embedding width; a multiple of 4.")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-
-def read_text(path: str) -> str:
-    """A UTF-8 text file, local or on any filesystem that fsspec opens."""
-    try:
-        with fsspec.open(path, "rt", encoding="utf-8") as file:
-            return str(file.read())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from None
-
-
-def read_vocabulary(path: str) -> tuple[str, ...]:
-    """One value a line, lines ended by LF or CRLF; the id of a value is its line number, from 0."""
-    words = read_text(path).replace("\r\n", "\n").removesuffix("\n").split("\n")
-    if words == [""]:
-        raise ValueError(f"vocabulary {path}: found no value; expected one a line")
-    lines: dict[str, int] = {}
-    for line, word in enumerate(words, 1):
-        if lines.setdefault(word, line) != line:
-            raise ValueError(f"vocabulary {path}: line {line} repeats {word!r} of line {lines[word]}; remove one")
-    return tuple(words)
+Quantiles = Annotated[
+    int | None,
+    Field(ge=2, description="Instead of boundaries: so many buckets of about equal count, learnt from data.train."),
+]
+HashSeed = Annotated[int, Field(ge=0, lt=1 << 64, description="Seed of the hash.")]
 
 
 class Strict(BaseModel):
@@ -55,6 +42,16 @@ class FeatureBase(Strict):
     column: str = Field("", description="Parquet column. Default: the feature's name.")
     group: str = Field("", description="Semantic group; features of a group stand together. Default: one of its own.")
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The columns that the feature is made of."""
+        return (self.column,)
+
+    @property
+    def is_learnt(self) -> bool:
+        """False while something in it is still to be learnt from the training rows."""
+        return True
+
 
 class Ids(FeatureBase):
     """How raw values become ids: exactly one of `vocabulary`, `buckets` and `range`."""
@@ -64,7 +61,7 @@ class Ids(FeatureBase):
     range: int | None = Field(None, ge=1, description="The values are integers 0 to range - 1.")
     dim: Dim
     table: str = Field("", description="Features naming the same table share it. Default: the feature's name.")
-    seed: int = Field(0, ge=0, lt=1 << 64, description="Seed of the hash.")
+    seed: HashSeed = 0
     on_bad: Literal["fail", "reserve", "drop"] | None = Field(
         None,
         description="An id out of range or vocabulary: fail (default with range), go to one reserved row at the end of "
@@ -80,7 +77,7 @@ class Ids(FeatureBase):
         return path if path is None or "://" in path else posixpath.join(folder, path)
 
     @model_validator(mode="after")
-    def _check_ids(self) -> Ids:
+    def _check_ids(self, info: ValidationInfo) -> Ids:
         ways = [way for way in ("vocabulary", "buckets", "range") if getattr(self, way) is not None]
         if len(ways) != 1:
             found = " and ".join(ways) or "none of them"
@@ -89,12 +86,13 @@ class Ids(FeatureBase):
             raise ValueError("on_bad has no meaning with buckets: every value has a hash; remove it")
         if self.buckets is None and self.seed:
             raise ValueError("seed belongs to buckets; remove it")
-        if self.vocabulary is not None:
+        to_be_written = (info.context or {}).get("vocabularies_to_be_written", False)
+        if self.vocabulary is not None and not to_be_written:
             self._words = read_vocabulary(self.vocabulary)
         if self.default is not None:
             if self.range is not None and (isinstance(self.default, str) or not 0 <= self.default < self.range):
                 raise ValueError(f"default must be an integer from 0 to {self.range - 1}; found {self.default!r}")
-            if self.vocabulary is not None and str(self.default) not in self._words:
+            if self.words and str(self.default) not in self._words:
                 raise ValueError(f"default {self.default!r} is not in {self.vocabulary}; add it there")
         return self
 
@@ -128,33 +126,154 @@ class IdList(Ids):
     pooling: Literal["sum", "mean"] = "sum"
     separator: str | None = Field(None, min_length=1, description="Split a string column at this text.")
     weights: str | None = Field(None, description="List column with one weight for each id.")
+    truncate: int | None = Field(None, ge=1, description="Keep at most so many ids of a list, and their weights.")
+    keep: Literal["last", "first"] | None = Field(
+        None, description="With truncate, the end that is kept: last (default: a log appends the newest) or first."
+    )
+
+    @model_validator(mode="after")
+    def _check_list(self) -> IdList:
+        if self.keep is not None and self.truncate is None:
+            raise ValueError(f"keep: {self.keep} belongs to truncate; give truncate, or remove keep")
+        return self
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.column,) if self.weights is None else (self.column, self.weights)
+
+    @property
+    def end(self) -> Literal["last", "first"]:
+        """The end of a long list that is kept."""
+        return self.keep or "last"
 
 
 class Number(FeatureBase):
-    """A number a row: a dense input, or with `boundaries` the id of its bucket in a table."""
+    """A number a row: a dense input, or with `boundaries` or `quantiles` the id of its bucket in a table."""
 
     kind: Literal["number"]
     boundaries: tuple[Finite, ...] | None = Field(None, min_length=1, description="Bucket i: values >= boundary i - 1.")
+    quantiles: Quantiles = None
     dim: Dim | None = None
     transform: Literal["none", "log1p"] = "none"
-    standardise: tuple[Finite, Finite] | None = Field(None, description="[mean, std], applied after transform.")
+    standardise: Literal["learn"] | tuple[Finite, Finite] | None = Field(
+        None, description="Applied after transform: [mean, std], or learn for those of data.train."
+    )
     default: Finite | None = Field(None, description="Replaces null and NaN. Without it both are errors.")
+
+    @field_validator("standardise", mode="before")
+    @classmethod
+    def _learn_or_given(cls, value: Any) -> Any:
+        # One sentence, where pydantic would write one for each of the types.
+        if value in ("learn", None) or (isinstance(value, list | tuple) and len(value) == 2):
+            return value
+        raise ValueError("expected learn, or [mean, std]")
 
     @model_validator(mode="after")
     def _check_number(self) -> Number:
-        if (self.boundaries is None) != (self.dim is None):
-            raise ValueError("boundaries and dim go together: both for a table, neither for the dense input")
-        if self.boundaries is not None:
-            if self.transform != "none" or self.standardise is not None:
-                raise ValueError("transform and standardise have no meaning with boundaries; remove them")
-            if sorted(set(self.boundaries)) != list(self.boundaries):
-                raise ValueError(f"boundaries must increase; found {list(self.boundaries)}")
-        if self.standardise is not None and self.standardise[1] <= 0:
+        if (self.is_dense) != (self.dim is None):
+            raise ValueError(
+                "boundaries (or quantiles) and dim go together: both for a table, neither for the dense input"
+            )
+        if not self.is_dense and (self.transform != "none" or self.standardise is not None):
+            raise ValueError("transform and standardise have no meaning with boundaries or quantiles; remove them")
+        _check_boundaries(self.boundaries, self.quantiles)
+        if isinstance(self.standardise, tuple) and self.standardise[1] <= 0:
             raise ValueError(f"standardise is [mean, std] with std > 0; found {list(self.standardise)}")
         return self
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether it is a dense input, and not the id of a bucket."""
+        return self.boundaries is None and self.quantiles is None
 
-Feature = Annotated[Id | IdList | Number, Field(discriminator="kind")]
+    @property
+    def is_learnt(self) -> bool:
+        return self.quantiles is None and self.standardise != "learn"
+
+    @property
+    def rows(self) -> int:
+        """Rows of the table; before quantiles are learnt the most there can be."""
+        return self.quantiles or len(self.boundaries or ()) + 1
+
+
+class Time(FeatureBase):
+    """A point in time a row, of which one part is the id in a table. Null is an empty bag."""
+
+    kind: Literal["time"]
+    part: Literal["hour", "weekday", "age"] = Field(
+        description="hour: 0 to 23; weekday: Monday is 0; age: reference minus event, in buckets."
+    )
+    dim: Dim
+    unit: Literal["s", "ms", "us", "ns"] | None = Field(
+        None, description="The columns hold integers: so many of these since 1970. Without it: timestamps or dates."
+    )
+    timezone: str = Field("UTC", description="Of hour and weekday.")
+    reference: str | None = Field(None, description="Column of the time at which an age is taken.")
+    reference_time: datetime | None = Field(None, description="The same for all rows; UTC unless it says otherwise.")
+    boundaries: tuple[Seconds, ...] | None = Field(
+        None, min_length=1, description="Of ages, such as 30s, 5min, 1h or 7d. Bucket i: ages >= boundary i - 1."
+    )
+    quantiles: Quantiles = None
+
+    @model_validator(mode="after")
+    def _check_time(self) -> Time:
+        check_timezone(self.timezone)
+        of_age = ("reference", "reference_time", "boundaries", "quantiles")
+        given = [key for key in of_age if getattr(self, key) is not None]
+        if self.part != "age":
+            if given:
+                raise ValueError(f"{' and '.join(given)} belong to part: age; found part: {self.part}; remove them")
+            return self
+        if self.timezone != "UTC":
+            raise ValueError("timezone belongs to hour and weekday, an age is the same everywhere; remove it")
+        if (self.reference is None) == (self.reference_time is None):
+            raise ValueError("part: age wants exactly one of reference (a column) and reference_time")
+        if self.boundaries is None and self.quantiles is None:
+            raise ValueError("part: age wants boundaries, such as [1h, 1d, 7d], or quantiles")
+        _check_boundaries(self.boundaries, self.quantiles)
+        return self
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.column,) if self.reference is None else (self.column, self.reference)
+
+    @property
+    def is_learnt(self) -> bool:
+        return self.quantiles is None
+
+    @property
+    def rows(self) -> int:
+        """Rows of the table; before quantiles are learnt the most there can be."""
+        return {"hour": 24, "weekday": 7}.get(self.part) or self.quantiles or len(self.boundaries or ()) + 1
+
+
+class Cross(Strict):
+    """Features of one id a row together: the hash of their ids, in the order given, has a table of its own.
+
+    Where one of them is empty (null), so is the cross.
+    """
+
+    kind: Literal["cross"]
+    of: tuple[str, ...] = Field(min_length=2, description="Features (not columns) of one id a row.")
+    buckets: int = Field(ge=1, description="Number of hash buckets.")
+    dim: Dim
+    seed: HashSeed = 0
+    group: str = Field("", description="Semantic group; features of a group stand together. Default: one of its own.")
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def is_learnt(self) -> bool:
+        return True
+
+    @property
+    def rows(self) -> int:
+        return self.buckets
+
+
+Feature = Annotated[Id | IdList | Number | Time | Cross, Field(discriminator="kind")]
 
 
 class Label(Strict):
@@ -162,3 +281,12 @@ class Label(Strict):
 
     column: str = Field("", description="Parquet column. Default: the task's name.")
     weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="Weight of the task's loss.")
+
+
+def _check_boundaries(boundaries: tuple[float, ...] | None, quantiles: int | None) -> None:
+    if boundaries is None:
+        return
+    if quantiles is not None:
+        raise ValueError("boundaries and quantiles are two ways to say the same; remove one")
+    if sorted(set(boundaries)) != list(boundaries):
+        raise ValueError(f"boundaries must increase; found {list(boundaries)}")

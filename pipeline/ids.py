@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.bags import Bags, join
+from pipeline.bags import Bags, join, within
 from pipeline.features import Id, IdList
 from pipeline.hashing import CHUNK, hash_integers, hash_strings, into_buckets
 
@@ -34,7 +34,8 @@ class IdEncoder:
 
     def __init__(self, feature: Id | IdList, strings: bool) -> None:
         self._feature = feature
-        self._strings = strings
+        self.strings = strings
+        """Whether values are hashed, looked up or parsed as text."""
         self._dtype = np.dtype(np.int32 if feature.rows <= np.iinfo(np.int32).max else np.int64)
         self._separator = feature.separator if isinstance(feature, IdList) else None
         self._vocabulary = _Vocabulary(feature.words, strings) if feature.vocabulary is not None else None
@@ -67,7 +68,7 @@ class IdEncoder:
         if isinstance(self._feature, Id):
             return Bags(self._ids(array))
         if self._separator is not None:
-            offsets, parts, null = split_lists(pc.split_pattern(_plain(array), self._separator))
+            offsets, parts, null = split_lists(pc.split_pattern(plain(array), self._separator))
             # The empty string is the empty list, and so is what stands between two separators in a row.
             empty = pc.equal(parts, "").fill_null(False).to_numpy(zero_copy_only=False)
             if empty.any():
@@ -75,6 +76,8 @@ class IdEncoder:
                 parts = parts.filter(pa.array(~empty))
         else:
             offsets, parts, null = split_lists(array)
+        if isinstance(self._feature, IdList):
+            offsets, parts = _cut(self._feature, offsets, parts)
         ids = self._ids(parts)
         if null is not None:
             ids = np.insert(ids, offsets[:-1][null], NULL)
@@ -86,14 +89,14 @@ class IdEncoder:
         if pa.types.is_dictionary(array.type):  # the values of a list
             ids = np.append(self._ids(array.dictionary), self._dtype.type(NULL))
             return ids.take(pc.fill_null(array.indices, len(array.dictionary)).to_numpy().astype(np.int64))
-        array = _plain(array)
+        array = plain(array)
         if self._feature.buckets is not None:
             ids = self._hashed(array, self._feature.buckets)
         elif self._vocabulary is not None:
             ids = self._vocabulary.ids(array).astype(self._dtype)
         else:
             assert self._feature.range is not None
-            ids = _in_range(_parsed(array) if self._strings else _numpy(array), self._feature.range, self._dtype)
+            ids = _in_range(_parsed(array) if self.strings else _numpy(array), self._feature.range, self._dtype)
         if array.null_count:
             ids = np.where(array.is_null().to_numpy(zero_copy_only=False), NULL, ids)
         return ids
@@ -102,7 +105,7 @@ class IdEncoder:
         ids = np.empty(len(array), self._dtype)
         for start in range(0, len(array), CHUNK):
             chunk, seed = array.slice(start, CHUNK), self._feature.seed
-            hashes = hash_strings(chunk, seed) if self._strings else hash_integers(_numpy(chunk), seed)
+            hashes = hash_strings(chunk, seed) if self.strings else hash_integers(_numpy(chunk), seed)
             ids[start : start + CHUNK] = into_buckets(hashes, buckets)
         return ids
 
@@ -134,6 +137,20 @@ class _Vocabulary:
         return np.where(found, lines, BAD)
 
 
+def _cut(feature: IdList, offsets: np.ndarray, parts: pa.Array) -> tuple[np.ndarray, pa.Array]:
+    """Lists cut as `truncate` says before they are encoded, where that is known to be right; else later, by the block.
+
+    Null elements may have to go first, and weights are checked against whole lists.
+    """
+    if feature.truncate is None or feature.weights is not None or parts.null_count:
+        return offsets, parts
+    kept = within(offsets, feature.truncate, feature.end)
+    if kept is None:
+        return offsets, parts
+    lengths = np.minimum(np.diff(offsets), feature.truncate)
+    return np.concatenate([[0], np.cumsum(lengths)]), parts.filter(pa.array(kept))
+
+
 def split_lists(array: pa.Array) -> tuple[np.ndarray, pa.Array, np.ndarray | None]:
     """Offsets and values of any list array, sliced or not, and which lists are null (None: none); these are empty."""
     values = array.flatten()
@@ -145,7 +162,7 @@ def split_lists(array: pa.Array) -> tuple[np.ndarray, pa.Array, np.ndarray | Non
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), values, null
 
 
-def _plain(array: pa.Array) -> pa.Array:
+def plain(array: pa.Array) -> pa.Array:
     """Booleans as integers, views as strings."""
     if pa.types.is_boolean(array.type):
         return array.cast(pa.uint8())

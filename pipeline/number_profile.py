@@ -96,14 +96,21 @@ class NumberProfile:
     """A column of numbers as it is, and for a `number` feature what the model gets of it.
 
     Without a feature it is the column of example weights.
+
+    Args:
+        column: its name.
+        feature: how it is read.
+        total_rows: of all files.
+        is_to_learn: what the model gets of it is not known yet.
     """
 
-    def __init__(self, column: str, feature: Number | None, total_rows: int) -> None:
+    def __init__(self, column: str, feature: Number | None, total_rows: int, is_to_learn: bool = False) -> None:
         self.column = column
         self.nulls = self.nans = self.infinities = 0
         self.moments, self.inputs = Moments(), Moments()
         self.refused = FirstPlace()
         self._feature = feature
+        self._is_to_learn = is_to_learn
         self._total_rows = total_rows
         self._sample: list[np.ndarray] = []
         self._buckets = np.zeros(len(feature.boundaries) + 1 if feature and feature.boundaries else 0, np.int64)
@@ -127,9 +134,11 @@ class NumberProfile:
             return
         if self._feature.default is not None:
             raw = np.where(np.isnan(values), raw.dtype.type(self._feature.default), raw)
-        inputs = raw if self._feature.boundaries is not None else dense(raw, self._feature)
+        inputs = dense(raw, self._feature) if self._feature.is_dense and not self._is_to_learn else raw
         usable = np.isfinite(inputs)
         self.refused.add(np.flatnonzero(~usable), place)
+        if self._is_to_learn:
+            return
         if self._feature.boundaries is None:
             self.inputs.add(inputs[usable].astype(np.float64))
         else:

@@ -36,8 +36,9 @@ def dense(values: np.ndarray, feature: Number) -> np.ndarray:
     >>> dense(np.array([0.0, -2.0]), Number(kind="number", transform="log1p", standardise=(1.0, 2.0)))
     array([-0.5,  nan], dtype=float32)
     """
+    assert feature.is_learnt, "learnt before"
     with np.errstate(all="ignore"):
-        if feature.standardise is not None:
+        if isinstance(feature.standardise, tuple):
             mean, std = feature.standardise
             values = values.astype(np.float64)  # a large mean would cost float32 its digits
             if feature.transform == "log1p":
@@ -47,3 +48,9 @@ def dense(values: np.ndarray, feature: Number) -> np.ndarray:
             return values.astype(np.float32)
         single = values.astype(np.float32, copy=False)
         return np.log1p(single) if feature.transform == "log1p" else single
+
+
+def wanted(feature: Number, is_missing: bool) -> tuple[str, str]:
+    """What an error about a number that is not finite says was expected, and what to do."""
+    expected = "a number above -1, because of `log1p`" if feature.transform == "log1p" else "a finite number"
+    return expected, "Set `default`, or mend the file." if is_missing else "Mend the file."

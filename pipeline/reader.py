@@ -84,6 +84,9 @@ class BatchReader:
             )
         if not 0 <= rank < world_size:
             raise ValueError(f"rank: found {rank}; expected 0 to {world_size - 1}")
+        if dataset.schema.to_learn:
+            asking = ", ".join(dataset.schema.to_learn)
+            raise ValueError(f"features {asking}: found something still to be learnt; call pipeline.learn.learn first")
         self.dataset = dataset
         self.batch_size = batch_size
         self.mended: Counter[str] = Counter()

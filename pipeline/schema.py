@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import posixpath
@@ -13,9 +14,13 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from pipeline.features import Feature, Id, IdList, Ids, Label, Number, Strict, read_text
+from pipeline.features import Cross, Feature, Id, IdList, Ids, Label, Number, Strict, Time
+from pipeline.vocabulary import read_text
 
-__all__ = ["Feature", "Id", "IdList", "Ids", "Label", "Number", "Schema", "Table", "explain"]
+__all__ = ["Cross", "Feature", "Id", "IdList", "Ids", "Label", "Number", "Schema", "Table", "Time", "explain"]
+
+
+KINDS = "id, id_list, number, time or cross"
 
 
 @dataclass(frozen=True)
@@ -50,8 +55,8 @@ class Schema(Strict):
     weight: str | None = Field(None, description="Column of example weights.")
 
     @classmethod
-    def load(cls, path: str) -> Schema:
-        """Read a YAML file.
+    def load(cls, path: str, *, vocabularies_to_be_written: bool = False) -> Schema:
+        """Read a YAML file, and the vocabularies that it names unless they are still to be written.
 
         Raises:
             ValueError: the file is missing or wrong; the message names the file and each key that is wrong.
@@ -59,7 +64,8 @@ class Schema(Strict):
         try:
             data = yaml.load(read_text(path), _UniqueKeyLoader)
             folder = posixpath.dirname(path if "://" in path else posixpath.abspath(path))
-            return cls.model_validate(data, context={"folder": folder})
+            context = {"folder": folder, "vocabularies_to_be_written": vocabularies_to_be_written}
+            return cls.model_validate(data, context=context)
         except ValidationError as error:
             problems = "\n".join(f"{path}: {problem}" for problem in explain(error))
             raise ValueError(problems) from None
@@ -71,7 +77,9 @@ class Schema(Strict):
     def _fill_names(cls, features: dict[str, Any]) -> dict[str, Any]:
         filled = {}
         for name, feature in features.items():
-            update = {"column": feature.column or name, "group": feature.group or name}
+            update = {"group": feature.group or name}
+            if not isinstance(feature, Cross):
+                update["column"] = feature.column or name
             if isinstance(feature, Ids):
                 update["table"] = feature.table or name
             filled[name] = feature.model_copy(update=update)
@@ -88,12 +96,31 @@ class Schema(Strict):
         if self.weight in answers:
             raise ValueError(f"weight: column {self.weight!r} is also {answers[self.weight]}")
         for name, feature in self.features.items():
-            if feature.column in answers:
-                raise ValueError(f"features.{name}: column {feature.column!r} is also {answers[feature.column]}")
+            for column in feature.reads:
+                if column in answers:
+                    raise ValueError(f"features.{name}: column {column!r} is also {answers[column]}")
+            if isinstance(feature, Cross):
+                self._check_cross(name, feature)
+            if isinstance(feature, Time) and feature.reference == feature.column:
+                raise ValueError(f"features.{name}: reference is the feature's own column {feature.column!r}")
         for name in [*self.labels, *(name for table in self.tables.values() for name in (table.name, *table.features))]:
             if not name or "." in name:
                 raise ValueError(f"name {name!r} must not be empty or hold a dot; give the column with `column:`")
         return self
+
+    def _check_cross(self, name: str, cross: Cross) -> None:
+        if len(set(cross.of)) < len(cross.of):
+            raise ValueError(f"features.{name}: of names a feature twice; found {list(cross.of)}")
+        for part in cross.of:
+            if part not in self.features:
+                near = difflib.get_close_matches(part, self.features, n=1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise ValueError(f"features.{name}: of names {part!r}, which is no feature; {hint}add it to the schema")
+            feature = self.features[part]
+            if not isinstance(feature, Id | Time) and not (isinstance(feature, Number) and not feature.is_dense):
+                kind = "a number without boundaries" if isinstance(feature, Number) else f"kind: {feature.kind}"
+                allowed = "kind: id, kind: time, or a number with boundaries or quantiles"
+                raise ValueError(f"features.{name}: of names {part!r}, which is {kind}; expected {allowed}")
 
     @cached_property
     def groups(self) -> dict[str, list[str]]:
@@ -112,7 +139,7 @@ class Schema(Strict):
     def dense_features(self) -> list[str]:
         """Columns of dense_BF, in group order."""
         names = [name for names in self.groups.values() for name in names]
-        return [n for n in names if isinstance(f := self.features[n], Number) and f.boundaries is None]
+        return [n for n in names if isinstance(f := self.features[n], Number) and f.is_dense]
 
     @cached_property
     def tasks(self) -> list[str]:
@@ -132,6 +159,10 @@ class Schema(Strict):
         return {table: self._table(table, names) for table, names in sharing.items()}
 
     def _table(self, table: str, names: list[str]) -> Table:
+        features = [self.features[name] for name in names]
+        for name, feature in zip(names, features, strict=True):
+            if len(names) > 1 and not isinstance(feature, Ids):
+                raise ValueError(f"table {table!r} is that of the {feature.kind} {name!r}; name another `table:`")
         for key in ("vocabulary", "buckets", "range", "seed", "rows", "dim", "pooling"):
             # Pooling makes no difference to a feature of one id a row.
             having = [name for name in names if hasattr(self.features[name], key)] if len(names) > 1 else []
@@ -139,17 +170,9 @@ class Schema(Strict):
             if len(set(values.values())) > 1:
                 found = ", ".join(f"{name} {value}" for name, value in values.items())
                 raise ValueError(f"features of table {table!r} must agree on {key}; found {found}; or name two tables")
-        for name in names:
-            if isinstance(feature := self.features[name], Number):
-                assert feature.boundaries is not None
-                assert feature.dim is not None
-                if len(names) > 1:
-                    raise ValueError(f"table {table!r} is that of the number {name!r}; name another `table:`")
-                return Table(table, len(feature.boundaries) + 1, feature.dim, "sum", names)
-        first = self.features[names[0]]
-        assert isinstance(first, Ids)
-        pooled = (feature.pooling for name in names if isinstance(feature := self.features[name], IdList))
-        return Table(table, first.rows, first.dim, next(pooled, "sum"), names)
+        pooled = (feature.pooling for feature in features if isinstance(feature, IdList))
+        assert features[0].dim is not None
+        return Table(table, features[0].rows, features[0].dim, next(pooled, "sum"), names)
 
     @cached_property
     def is_weighted(self) -> bool:
@@ -158,20 +181,34 @@ class Schema(Strict):
 
     def columns(self, labels: bool) -> list[str]:
         """Parquet columns to read; without labels neither labels nor example weights."""
-        columns = [feature.column for feature in self.features.values()]
-        columns += [f.weights for f in self.features.values() if isinstance(f, IdList) and f.weights is not None]
+        columns = [feature.column for feature in self.features.values() if not isinstance(feature, Cross)]
+        columns += [column for feature in self.features.values() for column in feature.reads]
         if labels:
             columns += [label.column for label in self.labels.values()]
             columns += [self.weight] if self.weight is not None else []
         return list(dict.fromkeys(columns))
 
-    def digest(self) -> str:
-        """SHA-256 of the schema and of what its vocabularies hold, wherever the files lie."""
+    @property
+    def to_learn(self) -> dict[str, Number | Time]:
+        """The features of which something is still to be learnt from the training rows."""
+        return {
+            name: feature
+            for name, feature in self.features.items()
+            if isinstance(feature, Number | Time) and not feature.is_learnt
+        }
+
+    def contents(self) -> dict[str, Any]:
+        """The schema as JSON, with checksums of the vocabularies, wherever the files lie."""
         tree = self.model_dump(mode="json")
         for name, feature in self.features.items():
             if isinstance(feature, Ids) and feature.vocabulary is not None:
-                tree["features"][name]["vocabulary"] = hashlib.sha256("\n".join(feature.words).encode()).hexdigest()
-        return hashlib.sha256(json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+                checksum = hashlib.sha256("\n".join(feature.words).encode()).hexdigest()
+                tree["features"][name]["vocabulary"] = checksum
+        return tree
+
+    def digest(self) -> str:
+        """SHA-256 of the schema, of what its vocabularies hold, and of what was learnt."""
+        return hashlib.sha256(json.dumps(self.contents(), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def explain(error: ValidationError) -> list[str]:
@@ -185,9 +222,9 @@ def explain(error: ValidationError) -> list[str]:
         reason = problem.get("ctx", {}).get("error", problem["msg"])
         found = "" if isinstance(problem["input"], dict | list | BaseModel) else f"; found {problem['input']!r}"
         if problem["type"] == "union_tag_invalid":
-            reason = f"kind {problem['ctx']['tag']!r} is unknown; expected id, id_list or number"
+            reason = f"kind {problem['ctx']['tag']!r} is unknown; expected {KINDS}"
         elif problem["type"] == "union_tag_not_found":
-            reason = "kind is missing; expected id, id_list or number"
+            reason = f"kind is missing; expected {KINDS}"
         sentences.append(f"{key}{reason}{found}")
     return sentences
 

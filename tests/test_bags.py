@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.bags import Bags, join, keep, scatter, take
+from pipeline.bags import Bags, join, keep, scatter, take, within
 
 Lists = list[list[int]]
 lists = st.lists(st.lists(st.integers(0, 99), max_size=4), max_size=6)
@@ -94,3 +94,13 @@ def test_keep_shortens_bags(rows: Lists, seed: int) -> None:
 def test_keep_wants_no_index() -> None:
     with pytest.raises(AssertionError):
         keep(bags_of([[1]], [0]), np.array([True]))
+
+
+@given(rows=lists, most=st.integers(1, 5))
+@settings(max_examples=200, deadline=None)
+def test_within_is_slicing(rows: Lists, most: int) -> None:
+    bags = bags_of(rows)
+    for end, expected in (("last", [row[-most:] for row in rows]), ("first", [row[:most] for row in rows])):
+        kept = within(bags.offsets, most, end)  # type: ignore[arg-type]
+        assert (kept is None) == all(len(row) <= most for row in rows)
+        assert rows_of(bags if kept is None else keep(bags, kept)) == expected

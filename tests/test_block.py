@@ -278,3 +278,32 @@ def test_a_default_where_files_differ_in_width(tmp_path: Path) -> None:
     (batch,) = reader.epoch()
     assert batch.dense_BF.tolist() == [[1], [4], [1], [4]]
     assert reader.mended == {"price: null -> default": 2}
+
+
+def test_a_long_list_keeps_its_newest_ids_and_their_weights(tmp_path: Path) -> None:
+    columns = {
+        "seen": [[1, 2, 3], None, [4, None, 5, 6], [7]],
+        "w": [[0.1, 0.2, 0.3], None, [0.4, 0.9, 0.5, 0.6], [0.7]],
+    }
+    seen = {**SEEN["seen"], "weights": "w", "truncate": 2}
+    batch, mended = read(tmp_path, columns, {"seen": seen})
+    assert ids(batch, "seen") == [[2, 3], [], [5, 6], [7]]
+    np.testing.assert_allclose(batch.sparse.weights(), [0.2, 0.3, 0.5, 0.6, 0.7])
+    assert mended == {"seen: null -> empty": 2}
+    batch, _ = read(tmp_path, columns, {"seen": {**seen, "keep": "first"}})
+    assert ids(batch, "seen") == [[1, 2], [], [4, 5], [7]]  # a null that is left out takes no place
+    np.testing.assert_allclose(batch.sparse.weights(), [0.1, 0.2, 0.4, 0.5, 0.7])
+    batch, _ = read(tmp_path, columns, {"seen": {**seen, "truncate": 3, "keep": "first", "default": 8}})
+    assert ids(batch, "seen") == [[1, 2, 3], [8], [4, 8, 5], [7]]
+
+
+def test_what_truncation_removes_is_not_judged(tmp_path: Path) -> None:
+    columns = {"seen": ["99|1|1", "", "77|1|2", "1|2|88|3"]}
+    seen = {**SEEN["seen"], "separator": "|", "truncate": 2}
+    message = refused(tmp_path, columns, {"seen": seen})
+    assert message.startswith(
+        "data.parquet, row group 1, row 3, column 'seen': found '88'; expected an id from 0 to 8."
+    )
+    batch, mended = read(tmp_path, columns, {"seen": {**seen, "on_bad": "drop"}})
+    assert ids(batch, "seen") == [[1, 1], [], [1, 2], []]
+    assert mended == {"seen: out of range -> row dropped": 1}

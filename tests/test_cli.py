@@ -65,7 +65,7 @@ def test_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["title"] == "Config"
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "report", "plan", "schema"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "report", "plan", "vocab", "schema"])
 def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         main([command, "--help"])

@@ -114,6 +114,12 @@ def test_json_schema_lets_an_editor_check_a_file() -> None:
     schema = json.loads(json_schema())
     jsonschema.validate({**TREE, "feature_schema": "a path"}, schema)
     jsonschema.validate(TREE, schema)
+    age = {"kind": "time", "part": "age", "dim": 4, "reference_time": "2024-06-01", "boundaries": ["1h", 86400]}
+    transforms = {"features": {"n": {"kind": "number", "standardise": "learn"}, "age": age}, "labels": {"click": {}}}
+    jsonschema.validate({**TREE, "feature_schema": transforms}, schema)
+    age["boundaries"] = ["1 year"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**TREE, "feature_schema": transforms}, schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**TREE, "modle": {}}, schema)
 

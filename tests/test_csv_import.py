@@ -69,7 +69,7 @@ def test_kinds(tmp_path: Path, values: list[str], expected: list[Any], line: str
 def test_names_that_yaml_would_misread_are_quoted(tmp_path: Path) -> None:
     imported(tmp_path, 'on,Item ID,"a.b",é,label\nx,1,2.5,3.5,0\ny,2,3.5,4.5,1\n')
     schema = Schema.load(str(tmp_path / "out/schema.yaml"))
-    columns = {name: feature.column for name, feature in schema.features.items()}
+    columns = {name: feature.reads[0] for name, feature in schema.features.items()}
     assert columns == {"on": "on", "Item_ID": "Item ID", "a_b": "a.b", "é": "é"}
 
 

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 import xxhash
 
-from pipeline.hashing import hash_integers, hash_strings, into_buckets
+from pipeline.hashing import hash_integers, hash_rows, hash_strings, into_buckets
 
 # Never to change: a trained table belongs to these numbers. Made with the reference implementation.
 STRINGS = {
@@ -65,3 +65,12 @@ def test_nothing_to_hash() -> None:
     assert hash_strings(pa.array([], pa.string())).shape == (0,)
     assert hash_strings(pa.nulls(2, pa.string())).shape == (2,)
     assert hash_integers(np.array([], np.int64)).shape == (0,)
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3, 4, 9])
+def test_rows_equal_the_reference_implementation(columns: int) -> None:
+    rows = np.random.default_rng(columns).integers(-(2**63), 2**63, (20_000, columns))
+    expected = [xxhash.xxh64_intdigest(struct.pack(f"<{columns}q", *row), 7) for row in rows.tolist()]
+    assert hash_rows(rows, 7).tolist() == expected
+    small = (rows % 100).astype(np.int16)
+    assert hash_rows(small).tolist() == hash_rows(small.astype(np.int64)).tolist()

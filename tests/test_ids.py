@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.features import Id, IdList
 from pipeline.hashing import hash_integers, hash_strings
@@ -189,3 +191,22 @@ def test_large_columns_keep_their_order() -> None:
     texts = [f"item-{number}" for number in numbers.tolist()]
     expected = {text: string_hash(text, 97) for text in set(texts)}
     assert rows_of(one(True, buckets=97), pa.array(texts)) == [[expected[text]] for text in texts]
+
+
+@given(
+    rows=st.lists(st.none() | st.lists(st.integers(-1, 9), max_size=6), min_size=1, max_size=6),
+    most=st.integers(1, 4),
+    end=st.sampled_from(["last", "first"]),
+)
+@settings(max_examples=200, deadline=None)
+def test_truncated_lists_are_slices(rows: list[list[int] | None], most: int, end: str) -> None:
+    lists = pa.array([[7], *rows], pa.list_(pa.int64())).slice(1)
+    texts = pa.array([None if row is None else "|".join(map(str, row)) for row in rows], pa.string())
+    cut = {"range": 9, "truncate": most, "keep": end}
+    for array, keys in ((lists, {}), (texts, {"separator": "|"}), (texts.dictionary_encode(), {"separator": "|"})):
+        whole = rows_of(many("separator" in keys, range=9, **keys), array)
+        expected = [row[-most:] if end == "last" else row[:most] for row in whole]
+        assert rows_of(many("separator" in keys, **cut, **keys), array) == expected
+    # Where null elements may have to go first, or weights are still to be compared with ids, lists stay whole.
+    assert rows_of(many(range=9, truncate=1), pa.array([[1, None, 2]])) == [[1, NULL, 2]]
+    assert rows_of(many(range=9, truncate=1, weights="w"), pa.array([[1, 2]])) == [[1, 2]]

@@ -1,0 +1,122 @@
+"""The schema that a model was trained with: saved beside its checkpoints, used by all that loads them.
+
+    CHECKPOINTS/schema/schema.yaml        the feature schema, with numbers where it said to learn them
+                       vocabulary/*.txt   copies of the vocabularies that it names
+                       asked.json         the schema as it was given, to compare with
+
+The folder is a feature schema like any other: `feature_schema=CHECKPOINTS/schema/schema.yaml` needs no other file.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import quote
+
+import fsspec
+import yaml
+
+from launch.config import Config
+from launch.job import leaves
+from launch.paths import checkpoints_of, opening
+from pipeline.collective import on_rank_0
+from pipeline.features import Ids
+from pipeline.learn import learn
+from pipeline.schema import Schema
+from pipeline.vocabulary import read_text, write_vocabulary
+
+HEADER = """\
+# The feature schema of the run, written by `rankmixer train` with what it learnt from the training rows.
+"""
+
+
+def with_schema_to_train(config: Config) -> Config:
+    """The configuration with everything learnt: now, or by the run that it resumes. Collective.
+
+    Raises:
+        ValueError: the run was trained with another schema, or nothing can be learnt.
+    """
+
+    def prepare() -> None:
+        if not checkpoints_of(config).names():
+            learnt = learn(config.feature_schema, config.data.train, **opening(config))
+            save_schema(_directory(config), config.feature_schema, learnt)
+
+    on_rank_0("cannot learn from data.train", prepare)
+    return with_trained_schema(config)
+
+
+def with_trained_schema(config: Config) -> Config:
+    """The configuration with the schema that the run was trained with.
+
+    Raises:
+        ValueError: it was another one, or what it leaves to be learnt has not been learnt.
+    """
+    schema = load_schema(_directory(config), config.feature_schema)
+    return config.model_copy(update={"feature_schema": schema})
+
+
+def _directory(config: Config) -> str:
+    return f"{checkpoints_of(config).directory}/schema"
+
+
+def save_schema(directory: str, asked: Schema, learnt: Schema) -> None:
+    """Write a schema and its vocabularies into a directory; what stands there, of a run without a checkpoint, goes."""
+    filesystem, root = fsspec.url_to_fs(directory)
+    if filesystem.exists(root):
+        filesystem.rm(root, recursive=True)
+    filesystem.makedirs(f"{root}/vocabulary")
+    lines = [HEADER + "features:"]
+    paths: dict[str, str] = {}
+    for name, feature in learnt.features.items():
+        tree = feature.model_dump(mode="json", exclude_defaults=True)
+        if isinstance(feature, Ids) and feature.vocabulary is not None:
+            if feature.vocabulary not in paths:
+                paths[feature.vocabulary] = f"vocabulary/{quote(name, safe='')}.txt"
+                with filesystem.open(f"{root}/{paths[feature.vocabulary]}", "wb") as file:
+                    write_vocabulary(file, feature.words)
+            tree["vocabulary"] = paths[feature.vocabulary]
+        lines.append(_line(name, tree))
+    lines += [
+        "labels:",
+        *(_line(name, label.model_dump(exclude_defaults=True)) for name, label in learnt.labels.items()),
+    ]
+    if learnt.weight is not None:
+        lines.append(_line("weight", learnt.weight).strip())
+    filesystem.pipe_file(f"{root}/asked.json", json.dumps(asked.contents(), indent=1).encode())
+    filesystem.pipe_file(f"{root}/schema.yaml", ("\n".join(lines) + "\n").encode())  # last: then the rest is whole
+
+
+def load_schema(directory: str, asked: Schema) -> Schema:
+    """What `save_schema` wrote, if it was made from `asked`; `asked` itself if nothing stands there.
+
+    Raises:
+        ValueError: it was made from another schema, the message names the keys; or it is missing though it is needed.
+    """
+    filesystem, root = fsspec.url_to_fs(directory)
+    if not filesystem.exists(f"{root}/schema.yaml"):
+        if asked.to_learn:
+            raise ValueError(
+                f"{directory}: found no schema; expected what {', '.join(asked.to_learn)} learnt in training; train "
+                "first, or copy the folder with the checkpoints"
+            )
+        return asked
+    saved = Schema.load(f"{directory}/schema.yaml")
+    here, there = asked.contents(), json.loads(read_text(f"{directory}/asked.json"))
+    if here not in (there, saved.contents()):
+        old, new = leaves(there), leaves(here)
+        changed = [
+            f"{key} = {old.get(key)} there, {new.get(key)} here"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key)
+        ]
+        raise ValueError(
+            f"{directory}: the run was trained with another feature schema: {'; '.join(changed)}; use the one it was "
+            f"trained with (feature_schema={directory}/schema.yaml), or another run.directory"
+        )
+    return saved
+
+
+def _line(name: str, value: Any) -> str:
+    """One line of YAML."""
+    return "  " + yaml.safe_dump({name: value}, default_flow_style=True, width=float("inf"), sort_keys=False)[1:-2]
