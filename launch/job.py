@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 
+from embeddings.managed_tables import waiting_ids
 from launch.build import Build
 from launch.config import Config, dump_config
 from launch.distributed import Ranks
@@ -20,6 +21,7 @@ from launch.paths import group_keys
 from launch.ranker import Output
 from pipeline.batch import Batch
 from pipeline.checkpoint import Checkpoints
+from pipeline.collective import together
 from pipeline.dataset import ParquetDataset
 from pipeline.hashing import hash_integers, hash_strings
 from pipeline.metrics import Metrics
@@ -133,6 +135,22 @@ def random_state(ranks: Ranks) -> dict[str, dict[str, torch.Tensor]]:
     return {f"rank-{ranks.rank}": state}
 
 
+def waiting_state(built: Build, ranks: Ranks) -> dict[str, dict[str, torch.Tensor]]:
+    """The ids that wait on this rank for a row of a managed table, under a name of its own."""
+    waiting = waiting_ids(built.model)
+    return {f"rank-{ranks.rank}": waiting} if waiting else {}
+
+
+def sizes_of(waiting: dict[str, dict[str, torch.Tensor]]) -> dict[str, dict[str, int]]:
+    """How many ids wait on all ranks, by rank and table: needed to load them. Collective."""
+    sizes = {rank: {table: ids.shape[1] for table, ids in tables.items()} for rank, tables in waiting.items()}
+    return {
+        rank: tables
+        for part in together("cannot count the ids that wait", lambda: sizes)
+        for rank, tables in part.items()
+    }
+
+
 def leaves(tree: Any, path: str = "") -> dict[str, Any]:
     """The values of a configuration tree by their dotted keys.
 
@@ -152,7 +170,8 @@ def restore(
     """Load a checkpoint into a built model and its optimizers. Collective.
 
     Args:
-        to_resume: take over the random state too, if it comes from as many ranks on the same kind of device.
+        to_resume: take over the ids that wait for a row too, and the random state if it comes from as many ranks on
+            the same kind of device.
 
     Raises:
         ValueError: the checkpoint belongs to another feature schema, or its tensors to another model.
@@ -169,6 +188,13 @@ def restore(
     state = built.state()
     if to_resume and (meta["world_size"], meta["device"]) == (ranks.world_size, ranks.device.type):
         state["random"] = random_state(ranks)
+    if to_resume and meta.get("waiting"):
+        state["waiting"] = {
+            rank: {
+                table: torch.empty(3, size, dtype=torch.int64, device=ranks.device) for table, size in tables.items()
+            }
+            for rank, tables in meta["waiting"].items()
+        }
     try:
         checkpoints.load(name, state)
     except ValueError as error:

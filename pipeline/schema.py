@@ -13,9 +13,21 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from pipeline.features import Feature, Id, IdList, Ids, Label, Number, Strict, read_text
+from pipeline.features import MANAGED_HASHES, SEGMENTS, Feature, Id, IdList, Ids, Label, Number, Strict, read_text
 
-__all__ = ["Feature", "Id", "IdList", "Ids", "Label", "Number", "Schema", "Table", "explain"]
+__all__ = [
+    "MANAGED_HASHES",
+    "SEGMENTS",
+    "Feature",
+    "Id",
+    "IdList",
+    "Ids",
+    "Label",
+    "Number",
+    "Schema",
+    "Table",
+    "explain",
+]
 
 
 @dataclass(frozen=True)
@@ -27,6 +39,7 @@ class Table:
     dim: int
     pooling: Literal["sum", "mean"]
     features: list[str]
+    managed: bool = False  # rows are given to ids as they come
 
 
 class Schema(Strict):
@@ -42,7 +55,7 @@ class Schema(Strict):
     >>> schema.groups
     {'user': ['user'], 'item': ['price', 'genres']}
     >>> schema.tables["genres"]
-    Table(name='genres', rows=64, dim=8, pooling='sum', features=['genres'])
+    Table(name='genres', rows=64, dim=8, pooling='sum', features=['genres'], managed=False)
     """
 
     features: dict[str, Feature] = Field(min_length=1)
@@ -132,7 +145,7 @@ class Schema(Strict):
         return {table: self._table(table, names) for table, names in sharing.items()}
 
     def _table(self, table: str, names: list[str]) -> Table:
-        for key in ("vocabulary", "buckets", "range", "seed", "rows", "dim", "pooling"):
+        for key in ("vocabulary", "buckets", "range", "managed", "seed", "rows", "dim", "pooling"):
             # Pooling makes no difference to a feature of one id a row.
             having = [name for name in names if hasattr(self.features[name], key)] if len(names) > 1 else []
             values = {name: getattr(self.features[name], key) for name in having}
@@ -149,7 +162,7 @@ class Schema(Strict):
         first = self.features[names[0]]
         assert isinstance(first, Ids)
         pooled = (feature.pooling for name in names if isinstance(feature := self.features[name], IdList))
-        return Table(table, first.rows, first.dim, next(pooled, "sum"), names)
+        return Table(table, first.rows, first.dim, next(pooled, "sum"), names, first.managed is not None)
 
     @cached_property
     def is_weighted(self) -> bool:
@@ -169,6 +182,8 @@ class Schema(Strict):
         """SHA-256 of the schema and of what its vocabularies hold, wherever the files lie."""
         tree = self.model_dump(mode="json")
         for name, feature in self.features.items():
+            if isinstance(feature, Ids) and feature.managed is None:
+                del tree["features"][name]["managed"]  # as it was before there were managed tables
             if isinstance(feature, Ids) and feature.vocabulary is not None:
                 tree["features"][name]["vocabulary"] = hashlib.sha256("\n".join(feature.words).encode()).hexdigest()
         return hashlib.sha256(json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,3 +1,5 @@
+import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,26 @@ def test_reserve_adds_a_row_and_crlf_is_no_part_of_a_word(tmp_path: Path) -> Non
     assert made.features["v"].words == ("a", "b")  # type: ignore[union-attr]
 
 
+def test_a_managed_table_has_room_for_its_ids_and_a_shared_row_in_each_segment() -> None:
+    line = {"kind": "id", "dim": 4, "managed": 5000}
+    made = schema({"a": line, "b": {**line, "kind": "id_list", "table": "a"}, "c": {**line, "managed": 3}})
+    assert made.tables == {
+        "a": Table("a", 960 * (13 + 1), 4, "sum", ["a", "b"], managed=True),
+        "c": Table("c", 960 * 2, 4, "sum", ["c"], managed=True),
+    }
+    with pytest.raises(ValueError, match="features of table 'a' must agree on managed; found a 5000, b 5001"):
+        schema({"a": line, "b": {**line, "managed": 5001, "table": "a"}})
+
+
+def test_the_digest_of_a_schema_without_managed_tables_is_what_it_was() -> None:
+    made = schema({"a": {"kind": "id", "dim": 4, "range": 9}})
+    assert "managed" in made.model_dump()["features"]["a"]
+    tree = made.model_dump(mode="json")
+    del tree["features"]["a"]["managed"]
+    text = json.dumps(tree, sort_keys=True, separators=(",", ":"))
+    assert made.digest() == hashlib.sha256(text.encode()).hexdigest()
+
+
 BAD_LINES = {
     "user_id: {kind: id, rang: 9, dim: 4}": "features.user_id: unknown key 'rang'; did you mean 'range'? known keys: ",
     "user_id: {kind: idd, range: 9, dim: 4}": "features.user_id: kind 'idd' is unknown; expected id, id_list or number",
@@ -102,10 +124,13 @@ BAD_LINES = {
     "user_id: {kind: id, range: 9}": "features.user_id.dim: Field required",
     "user_id: {kind: id, range: 9, dim: 6}": "features.user_id.dim: Input should be a multiple of 4; found 6",
     "user_id: {kind: id, range: 0, dim: 4}": "features.user_id.range: Input should be greater than or equal to 1",
-    "user_id: {kind: id, dim: 4}": "exactly one of vocabulary, buckets and range says how ids are formed; found none",
+    "user_id: {kind: id, dim: 4}": "exactly one of vocabulary, buckets, range and managed says how ids are formed;",
     "user_id: {kind: id, dim: 4, range: 9, buckets: 9}": "how ids are formed; found buckets and range",
     "user_id: {kind: id, dim: 4, buckets: 9, on_bad: drop}": "on_bad has no meaning with buckets",
-    "user_id: {kind: id, dim: 4, range: 9, seed: 3}": "seed belongs to buckets",
+    "user_id: {kind: id, dim: 4, managed: 9, on_bad: reserve}": "on_bad has no meaning with managed",
+    "user_id: {kind: id, dim: 4, managed: 9, range: 9}": "how ids are formed; found range and managed",
+    "user_id: {kind: id, dim: 4, managed: 0}": "features.user_id.managed: Input should be greater than or equal to 1",
+    "user_id: {kind: id, dim: 4, range: 9, seed: 3}": "seed belongs to buckets and managed",
     "user_id: {kind: id, dim: 4, range: 9, default: 9}": "default must be an integer from 0 to 8; found 9",
     "user_id: {kind: id, dim: 4, range: 9, default: a}": "default must be an integer from 0 to 8; found 'a'",
     "user_id: {kind: id, dim: 4, vocabulary: city.txt, default: Bonn}": "default 'Bonn' is not in ",
