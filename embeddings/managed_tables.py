@@ -19,7 +19,7 @@ from torchrec.distributed.types import ParameterSharding, ShardingEnv
 from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
 from torchrec.modules.mc_modules import ManagedCollisionCollection
 
-from embeddings.managed import ManagedRows
+from embeddings.managed import FREE, ManagedRows
 
 
 def managed_collection(bags: EmbeddingBagCollection) -> ManagedCollisionEmbeddingBagCollection:
@@ -115,6 +115,11 @@ class ManagedSharder(ManagedCollisionEmbeddingBagCollectionSharder):
         """Return the tables and maps of this rank."""
         assert device is not None
         return ShardedManagedTables(module, params, self._e_sharder, self._mc_sharder, env, device)
+
+
+def taken_rows(model: nn.Module) -> dict[str, int]:
+    """Table -> how many of this rank's rows belong to an id."""
+    return {table: int((map_.id_N != FREE).sum()) for table, map_ in _maps(model)}
 
 
 def waiting_ids(model: nn.Module) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 
-from embeddings.managed_tables import waiting_ids
+from embeddings.managed_tables import taken_rows, waiting_ids
 from launch.build import Build
 from launch.config import Config, dump_config
 from launch.distributed import Ranks
@@ -26,6 +27,7 @@ from pipeline.dataset import ParquetDataset
 from pipeline.hashing import hash_integers, hash_strings
 from pipeline.metrics import Metrics
 from pipeline.reader import BatchReader
+from pipeline.schema import SEGMENTS
 from pipeline.train_pipeline import AgreedPipeline
 from rankmixer_head import Activity
 
@@ -133,6 +135,17 @@ def random_state(ranks: Ranks) -> dict[str, dict[str, torch.Tensor]]:
     if ranks.device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(ranks.device)
     return {f"rank-{ranks.rank}": state}
+
+
+def managed_rows(config: Config, built: Build) -> dict[str, int]:
+    """How many rows managed tables can give to ids, and how many ids have one, on all ranks. Collective."""
+    taken: Counter[str] = Counter()
+    for rows in together("cannot count the rows taken", lambda: taken_rows(built.model)):
+        taken.update(rows)
+    tables = config.feature_schema.tables
+    return {f"{name}/rows_taken": number for name, number in taken.items()} | {
+        f"{name}/rows_to_take": tables[name].rows - SEGMENTS for name in taken
+    }
 
 
 def waiting_state(built: Build, ranks: Ranks) -> dict[str, dict[str, torch.Tensor]]:

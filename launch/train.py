@@ -13,7 +13,7 @@ from launch.build import Build, build
 from launch.config import Config, dump_config
 from launch.distributed import Ranks, check_world_here, cluster_here, process_group
 from launch.health import are_finite, layer_statistics
-from launch.job import evaluate, random_state, restore, sizes_of, training_reader, waiting_state
+from launch.job import evaluate, managed_rows, random_state, restore, sizes_of, training_reader, waiting_state
 from launch.paths import checkpoints_of
 from launch.peak import peak_flops
 from launch.report import print_result
@@ -158,6 +158,9 @@ class Training:
         self.tell_mended(position)
         if self.config.data.evaluate is None:
             return False
+        rows = managed_rows(self.config, self.built)
+        if rows and self.journal:
+            self.journal.event("managed", position.step, **rows)
         self.pipeline.detach()
         evaluation = evaluate(self.config, self.built, self.ranks, self.config.data.evaluate)
         self.evaluation, self.evaluated_step = evaluation.metrics, position.step

@@ -43,7 +43,8 @@ class Naive:
     """The rules of ManagedRows, id by id."""
 
     def __init__(self) -> None:
-        self.rows = [[None] * (SEGMENT_ROWS - 1) for _ in range(SEGMENTS)]  # of (id, count, seen)
+        # Of (id, count, seen); () is free.
+        self.rows: list[list[tuple[int, ...]]] = [[()] * (SEGMENT_ROWS - 1) for _ in range(SEGMENTS)]
         self.waiting: dict[int, list[int]] = {}
         self.step = 0
 
@@ -90,7 +91,7 @@ def test_the_map_is_that_of_a_naive_twin_step_by_step() -> None:
         expected = [segment * SEGMENT_ROWS + place for segment, place in map(naive.place, distinct)]
         assert managed.rows_of(torch.tensor(distinct)).tolist() == expected
         assert torch.equal(rows, managed.rows_of(torch.tensor(ids, dtype=torch.int64)))
-        table = [entry or (FREE, 0, 0) for rows in naive.rows for entry in [*rows, None]]
+        table = [entry or (FREE, 0, 0) for entries in naive.rows for entry in [*entries, ()]]
         found = torch.stack([managed.id_N, managed.count_N, managed.seen_N], dim=1).tolist()
         assert found == [list(entry) for entry in table]
     assert evicted > 10
@@ -166,12 +167,13 @@ def test_after_an_empty_first_batch_torchrecs_own_module_gives_no_id_a_row(empty
     """It sizes its history by the first batch. One of the reasons why the map is ours (docs/decisions/0011)."""
     policy = DistanceLFU_EvictionPolicy()
     module = MCHManagedCollisionModule(zch_size=8, device=CPU, eviction_policy=policy, eviction_interval=1)
-    for ids in ([[]] if empty_first else []) + [[3, 4], [3, 4], [3, 4]]:
+    start: list[list[int]] = [[]] if empty_first else []
+    for ids in [*start, [3, 4], [3, 4], [3, 4]]:
         rows = module(features(ids))["item"].values().tolist()
     assert (rows == [7, 7]) == empty_first  # 7 is the row of ids without one
 
     managed = ManagedRows(8, CPU, segments=1)
-    train(managed, ([[]] if empty_first else []) + [[3, 4]])
+    train(managed, [*start, [3, 4]])
     assert 7 not in managed.rows_of(torch.tensor([3, 4])).tolist()
 
 

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from torchrec import KeyedJaggedTensor
+from torchrec.distributed.shards_wrapper import LocalShardsWrapper
 
-from embeddings.initialise import local_shards
 from embeddings.managed import FREE
 from embeddings.managed_tables import ShardedManagedTables
 from embeddings.sharding import Cluster
@@ -74,11 +74,12 @@ def batch(step: int, rank: int, world_size: int, keys: list[str]) -> Batch:
     )
 
 
-def gathered(value: torch.Tensor) -> torch.Tensor:
+def gathered(value: DTensor) -> torch.Tensor:
     """The whole of a row-wise sharded tensor, on every rank."""
+    local = value.to_local()
+    shards = local.local_shards() if isinstance(local, LocalShardsWrapper) else [local]
     pieces: list[Any] = [None] * dist.get_world_size()
-    shards = [(value.to_local(), (0,))] if value.ndim == 1 and "Wrapper" not in str(type(value._local_tensor)) else None
-    dist.all_gather_object(pieces, [shard.clone() for shard, _ in shards or local_shards(value)])
+    dist.all_gather_object(pieces, [shard.clone() for shard in shards])
     return torch.cat([piece for part in pieces for piece in part])
 
 

@@ -80,6 +80,8 @@ def test_ids_without_bound_are_learnt_and_evicted(trained: Job) -> None:
     user = "model.embeddings.managed._managed_collision_collection._managed_collision_modules.user.id_N"
     first, last = (set(maps(trained, "run", step)[user].tolist()) - {FREE} for step in (17, 36))
     assert len(first) > 300
+    told = [line for line in read_log(str(trained.folder / "run")) if line["kind"] == "managed"]
+    assert (told[-1]["user/rows_taken"], told[-1]["user/rows_to_take"]) == (len(last), 960)
     assert first - last, "nobody was evicted"
     assert last - first, "nobody came"
 
