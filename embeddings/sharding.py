@@ -21,10 +21,12 @@ from torchrec.distributed.planner.types import (
     TopologyFactory,
     TrainerConfig,
 )
-from torchrec.distributed.types import ShardingPlan
+from torchrec.distributed.types import ModuleSharder, ShardingPlan
 from torchrec.modules.embedding_configs import DataType
 
 from embeddings.kinds import KERNELS, SHARDINGS
+from embeddings.managed import MAP_BYTES
+from embeddings.managed_tables import ManagedSharder
 from pipeline.schema import Schema, Table
 
 VALUE_BYTES = {DataType.FP32: 4, DataType.FP16: 2}
@@ -43,6 +45,11 @@ class Sharder(EmbeddingBagCollectionSharder):
     def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
         """Return the fused kernels that the device has."""
         return list(KERNELS) if compute_device_type == "cuda" else [EmbeddingComputeKernel.FUSED.value]
+
+
+def sharders() -> list[ModuleSharder[nn.Module]]:
+    """For the planner and DistributedModelParallel: of plain tables and of managed ones."""
+    return [Sharder(), ManagedSharder(Sharder())]
 
 
 @dataclass(frozen=True)
@@ -114,6 +121,8 @@ def constraints(schema: Schema, tables: Mapping[str, TablePlan], cluster: Cluste
 
 def _shardings(table: Table, asked: str | None, cluster: Cluster) -> tuple[str, ...]:
     """The kinds the planner may choose from."""
+    if table.managed:
+        return ("row_wise",)
     if cluster.world_size == 1:
         return ("table_wise",)  # every kind is the same there, and the planner refuses some
     # FBGEMM's lookup fails on a rank whose shard of a row-wise table is empty.
@@ -148,7 +157,7 @@ def plan_tables(
         ValueError: no plan fits; the message is the planner's, with what to change.
     """
     planner = EmbeddingShardingPlanner(
-        topology=cluster.topology(reserved_bytes),
+        topology=cluster.topology(reserved_bytes + map_bytes(schema, cluster.world_size)),
         batch_size=local_batch_size,
         constraints=constraints(schema, tables, cluster),
         # The head's bytes are already out of the topology; 5 % stays for allocator slack.
@@ -156,7 +165,7 @@ def plan_tables(
         debug=False,
     )
     try:
-        return planner.plan(model, [Sharder()])
+        return planner.plan(model, sharders())
     except PlannerError as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
@@ -195,9 +204,19 @@ class Shard:
     bytes: int
 
 
-def plan_shards(plan: ShardingPlan, collection: EmbeddingBagCollection) -> list[Shard]:
-    """Every shard of a plan, for people and for checkpoints."""
-    value_bytes = {config.name: VALUE_BYTES[config.data_type] for config in collection.embedding_bag_configs()}
+def map_bytes(schema: Schema, world_size: int) -> int:
+    """What the maps of managed tables take on every rank."""
+    return sum(MAP_BYTES * table.rows // world_size for table in schema.tables.values() if table.managed)
+
+
+def plan_shards(plan: ShardingPlan, tables: nn.Module) -> list[Shard]:
+    """Every shard of a plan of these tables, for people and for checkpoints."""
+    value_bytes = {
+        config.name: VALUE_BYTES[config.data_type]
+        for collection in tables.modules()
+        if isinstance(collection, EmbeddingBagCollection)
+        for config in collection.embedding_bag_configs()
+    }
     return [
         Shard(
             table=name,

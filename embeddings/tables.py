@@ -1,7 +1,8 @@
-"""The schema's tables as one EmbeddingBagCollection, and its pooled embeddings in schema order."""
+"""The schema's tables as collections of torchrec's, and their pooled embeddings in schema order."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 
 import torch
@@ -10,13 +11,17 @@ from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTens
 from torchrec.modules.embedding_configs import DataType
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
-from pipeline.schema import IdList, Schema
+from embeddings.managed_tables import managed_collection
+from pipeline.schema import IdList, Schema, Table
 
 DATA_TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16}
 
 
-def embedding_bag_collection(schema: Schema, dtypes: dict[str, str] | None = None) -> EmbeddingBagCollection:
-    """One EmbeddingBagConfig a table, on the meta device: DistributedModelParallel allocates the shards.
+def embedding_tables(schema: Schema, dtypes: dict[str, str] | None = None) -> list[nn.Module]:
+    """The tables on the meta device: DistributedModelParallel allocates the shards.
+
+    An EmbeddingBagCollection, and a ManagedCollisionEmbeddingBagCollection of the managed tables, which takes no
+    others; either is left out if it would be empty.
 
     Every table sums. TorchRec 1.8 divides for the mean after a row-wise lookup, and then divides every other feature
     that is not row-wise by its length too (docs/decisions/0002): `ConcatenateByName` takes the mean instead.
@@ -34,20 +39,27 @@ def embedding_bag_collection(schema: Schema, dtypes: dict[str, str] | None = Non
             "give one of them boundaries and a dim, or add an id feature"
         )
     dtypes = dtypes or {}
-    return EmbeddingBagCollection(
-        device=torch.device("meta"),
-        is_weighted=schema.is_weighted,
-        tables=[
-            EmbeddingBagConfig(
-                name=table.name,
-                embedding_dim=table.dim,
-                num_embeddings=table.rows,
-                feature_names=list(table.features),
-                pooling=PoolingType.SUM,
-                data_type=DATA_TYPES[dtypes.get(table.name, "fp32")],
-            )
+    collections: list[nn.Module] = []
+    for managed in (False, True):
+        configs = [
+            _table_config(table, dtypes.get(table.name, "fp32"))
             for table in schema.tables.values()
-        ],
+            if table.managed == managed
+        ]
+        if configs:
+            bags = EmbeddingBagCollection(configs, is_weighted=schema.is_weighted, device=torch.device("meta"))
+            collections.append(managed_collection(bags) if managed else bags)
+    return collections
+
+
+def _table_config(table: Table, dtype: str) -> EmbeddingBagConfig:
+    return EmbeddingBagConfig(
+        name=table.name,
+        embedding_dim=table.dim,
+        num_embeddings=table.rows,
+        feature_names=list(table.features),
+        pooling=PoolingType.SUM,
+        data_type=DATA_TYPES[dtype],
     )
 
 
@@ -58,12 +70,18 @@ class FeatureEmbeddings(nn.Module):
 
     Args:
         schema: names the order.
-        embedding_bags: an EmbeddingBagCollection over the schema's tables, sharded or not.
+        tables: of `embedding_tables`, sharded or not.
     """
 
-    def __init__(self, schema: Schema, embedding_bags: nn.Module) -> None:
+    def __init__(self, schema: Schema, tables: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.embedding_bags = embedding_bags
+        self.embedding_bags: nn.Module | None = None
+        self.managed: nn.Module | None = None
+        for collection in tables:
+            if isinstance(collection, EmbeddingBagCollection):
+                self.embedding_bags = collection
+            else:
+                self.managed = collection
         self.concatenate = ConcatenateByName(schema)
 
     @property
@@ -73,7 +91,12 @@ class FeatureEmbeddings(nn.Module):
 
     def forward(self, sparse: KeyedJaggedTensor, dense_BF: torch.Tensor) -> torch.Tensor:
         """Return x_BI: for each group in order, its pooled embeddings and its numbers."""
-        return self.concatenate(self.embedding_bags(sparse), sparse, dense_BF)
+        pooled = []
+        if self.embedding_bags is not None:
+            pooled.append(self.embedding_bags(sparse))
+        if self.managed is not None:
+            pooled.append(self.managed(sparse)[0])
+        return self.concatenate(pooled, sparse, dense_BF)
 
 
 class ConcatenateByName(nn.Module):
@@ -107,15 +130,15 @@ class ConcatenateByName(nn.Module):
             else:
                 self.parts += names
 
-    def forward(self, pooled: KeyedTensor, sparse: KeyedJaggedTensor, dense_BF: torch.Tensor) -> torch.Tensor:
+    def forward(self, pooled: list[KeyedTensor], sparse: KeyedJaggedTensor, dense_BF: torch.Tensor) -> torch.Tensor:
         """Return x_BI in the dtype of dense_BF.
 
         Args:
-            pooled: the tables' sums, keys in any order.
+            pooled: the sums of each collection's tables, keys in any order.
             sparse: what was looked up.
             dense_BF: the numbers.
         """
-        embedding_by_name = pooled.to_dict()
+        embedding_by_name = {name: sums for tensor in pooled for name, sums in tensor.to_dict().items()}
         for name in self.mean_features:
             embedding_by_name[name] = embedding_by_name[name] / self._total(sparse, name)
         parts = [embedding_by_name[part] if isinstance(part, str) else dense_BF[:, part] for part in self.parts]

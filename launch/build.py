@@ -10,15 +10,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
-from torchrec import EmbeddingBagCollection
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.model_parallel import DefaultDataParallelWrapper
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from embeddings.initialise import initialise_tables
-from embeddings.sharding import Cluster, Shard, Sharder, TablePlan, check_plan, plan_shards, plan_tables
-from embeddings.tables import FeatureEmbeddings, embedding_bag_collection
+from embeddings.managed_tables import wait_again
+from embeddings.sharding import Cluster, Shard, TablePlan, check_plan, plan_shards, plan_tables, sharders
+from embeddings.tables import FeatureEmbeddings, embedding_tables
 from launch.config import Config, token_group
 from launch.distributed import Ranks
 from launch.optimizers import RankerOptimizer, dense_optimizer, fuse_sparse_optimizer
@@ -68,12 +68,13 @@ class Build:
         """Take over a state that a checkpoint has been read into."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        wait_again(self.model, list(state.get("waiting", {}).values()))
 
 
 def build_ranker(config: Config, device: torch.device) -> Ranker:
     """The unsharded Ranker, tables and head on the meta device."""
     schema = config.feature_schema
-    tables = embedding_bag_collection(schema, {name: table.dtype for name, table in config.plan.tables.items()})
+    tables = embedding_tables(schema, {name: table.dtype for name, table in config.plan.tables.items()})
     embeddings = FeatureEmbeddings(schema, tables)
     head: RankMixer | TorchrecModel
     if config.model.is_ours:
@@ -117,13 +118,6 @@ def plan(config: Config, ranker: Ranker, cluster: Cluster) -> ShardingPlan:
     return sharding_plan
 
 
-def table_collection(ranker: Ranker) -> EmbeddingBagCollection:
-    """The unsharded tables of a Ranker."""
-    tables = ranker.embeddings.embedding_bags
-    assert isinstance(tables, EmbeddingBagCollection)
-    return tables
-
-
 def token_mesh(ranks: Ranks, token_ranks: int, timeout_seconds: float) -> DeviceMesh:
     """Neighbouring ranks share the tokens, so that a group lies on one node. Collective.
 
@@ -145,10 +139,10 @@ def build(config: Config, ranks: Ranks, cluster: Cluster, total_steps: int) -> B
     """
     ranker = build_ranker(config, ranks.device)
     head = ranker.head
-    collection = table_collection(ranker)
     # Before sharding: the sharder looks for the optimizers that the tables carry.
-    fuse_sparse_optimizer(collection, config.optimizer.sparse, ranks.device)
+    fuse_sparse_optimizer(ranker.embeddings, config.optimizer.sparse, ranks.device)
     sharding_plan = plan(config, ranker, cluster)
+    shards = plan_shards(sharding_plan, ranker.embeddings)
     dense_parameters = parameters(head)
     flops = head.flops_per_example()
     # Initialised here, not by DistributedModelParallel, which draws numbers for the tables that depend on the plan.
@@ -172,7 +166,7 @@ def build(config: Config, ranks: Ranks, cluster: Cluster, total_steps: int) -> B
         env=ShardingEnv(ranks.world_size, ranks.rank, group, output_dtensor=True),
         device=ranks.device,
         plan=sharding_plan,
-        sharders=[Sharder()],
+        sharders=sharders(),
         data_parallel_wrapper=DefaultDataParallelWrapper(params_to_ignore=sharded),
     )
     initialise_tables(model, config.train.seed, config.plan.init_scale)
@@ -185,5 +179,4 @@ def build(config: Config, ranks: Ranks, cluster: Cluster, total_steps: int) -> B
         after_step=partial(head.adapt_penalty, dist.all_reduce) if isinstance(head, RankMixer) else None,
         token_group=mesh.get_group("token") if mesh else None,
     )
-    shards = plan_shards(sharding_plan, collection)
     return Build(model, optimizer, head, shards, dense_parameters, flops)

@@ -17,7 +17,7 @@ from pydantic import (
 )
 from torch import nn
 
-from embeddings.kinds import DTYPES, KERNELS, SHARDINGS
+from embeddings.kinds import DTYPES, KERNELS, SHARDINGS, check_managed_plan, check_segments
 from launch.model_config import ModelConfig, ParallelConfig, check_tokens, check_torchrec
 from pipeline.features import Strict
 from pipeline.files import OnBadFile
@@ -198,6 +198,9 @@ class Config(Strict):
             raise ValueError(
                 f"plan.tables names {sorted(unknown)}; the schema's tables are {sorted(self.feature_schema.tables)}"
             )
+        for name, table in self.plan.tables.items():
+            if self.feature_schema.tables[name].managed:
+                check_managed_plan(name, table.sharding, table.kernel)
         if self.model.is_ours:
             check_tokens(self.model, self.feature_schema)
         else:
@@ -289,9 +292,11 @@ def check_world(config: Config, world_size: int, local_world_size: int | None = 
     """Refuse a world size that does not fit, with the sizes that do.
 
     Raises:
-        ValueError: a global batch size does not divide by `world_size`, or the ranks into token groups.
+        ValueError: a global batch size does not divide by `world_size`, the ranks into token groups, or the segments of
+            managed tables among the ranks.
     """
     token_group(config, world_size, local_world_size or world_size)
+    check_segments(config.feature_schema, world_size)
     for key in ("batch_size", "evaluate_batch_size"):
         size = getattr(config.data, key)
         if size % world_size:

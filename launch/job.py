@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 
+from embeddings.managed_tables import taken_rows, waiting_ids
 from launch.bad_files import Entry, found_bad, open_together
 from launch.build import Build
 from launch.config import Config, dump_config, leaves
@@ -20,9 +22,11 @@ from launch.paths import group_keys
 from launch.ranker import Output
 from pipeline.batch import Batch
 from pipeline.checkpoint import Checkpoints
+from pipeline.collective import together
 from pipeline.hashing import hash_integers, hash_strings
 from pipeline.metrics import Metrics
 from pipeline.reader import BatchReader
+from pipeline.schema import SEGMENTS
 from pipeline.train_pipeline import AgreedPipeline
 from rankmixer_head import Activity
 
@@ -135,13 +139,41 @@ def random_state(ranks: Ranks) -> dict[str, dict[str, torch.Tensor]]:
     return {f"rank-{ranks.rank}": state}
 
 
+def managed_rows(config: Config, built: Build) -> dict[str, int]:
+    """How many rows managed tables can give to ids, and how many ids have one, on all ranks. Collective."""
+    taken: Counter[str] = Counter()
+    for rows in together("cannot count the rows taken", lambda: taken_rows(built.model)):
+        taken.update(rows)
+    tables = config.feature_schema.tables
+    return {f"{name}/rows_taken": number for name, number in taken.items()} | {
+        f"{name}/rows_to_take": tables[name].rows - SEGMENTS for name in taken
+    }
+
+
+def waiting_state(built: Build, ranks: Ranks) -> dict[str, dict[str, torch.Tensor]]:
+    """The ids that wait on this rank for a row of a managed table, under a name of its own."""
+    waiting = waiting_ids(built.model)
+    return {f"rank-{ranks.rank}": waiting} if waiting else {}
+
+
+def sizes_of(waiting: dict[str, dict[str, torch.Tensor]]) -> dict[str, dict[str, int]]:
+    """How many ids wait on all ranks, by rank and table: needed to load them. Collective."""
+    sizes = {rank: {table: ids.shape[1] for table, ids in tables.items()} for rank, tables in waiting.items()}
+    return {
+        rank: tables
+        for part in together("cannot count the ids that wait", lambda: sizes)
+        for rank, tables in part.items()
+    }
+
+
 def restore(
     built: Build, ranks: Ranks, checkpoints: Checkpoints, name: str, config: Config, *, to_resume: bool = False
 ) -> None:
     """Load a checkpoint into a built model and its optimizers. Collective.
 
     Args:
-        to_resume: take over the random state too, if it comes from as many ranks on the same kind of device.
+        to_resume: take over the ids that wait for a row too, and the random state if it comes from as many ranks on
+            the same kind of device.
 
     Raises:
         ValueError: the checkpoint belongs to another feature schema, or its tensors to another model.
@@ -158,6 +190,13 @@ def restore(
     state = built.state()
     if to_resume and (meta["world_size"], meta["device"]) == (ranks.world_size, ranks.device.type):
         state["random"] = random_state(ranks)
+    if to_resume and meta.get("waiting"):
+        state["waiting"] = {
+            rank: {
+                table: torch.empty(3, size, dtype=torch.int64, device=ranks.device) for table, size in tables.items()
+            }
+            for rank, tables in meta["waiting"].items()
+        }
     try:
         checkpoints.load(name, state)
     except ValueError as error:

@@ -6,8 +6,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from embeddings.sharding import Cluster, Shard, plan_shards
-from launch.build import build_ranker, head_bytes, plan, table_collection
+from embeddings.sharding import Cluster, Shard, map_bytes, plan_shards
+from launch.build import build_ranker, head_bytes, plan
 from launch.config import Config, SparseOptimizerConfig, check_world, token_group
 from launch.torchrec_models import TorchrecModel
 from rankmixer_head import RankMixer
@@ -19,9 +19,9 @@ GIB = 2**30
 def show_plan(config: Config, cluster: Cluster) -> None:
     """Print the shards of every table, and the memory of every rank.
 
-    Counted are weights and optimizer states of the tables, and five fp32 copies of the head (weights, gradients, two
-    optimizer states, DDP's buckets; no buckets for what a token group shares); not counted are activations, batches and
-    communication buffers.
+    Counted are weights and optimizer states of the tables, the maps of managed ones, and five fp32 copies of the head
+    (weights, gradients, two optimizer states, DDP's buckets; no buckets for what a token group shares); not counted are
+    activations, batches and communication buffers.
 
     Raises:
         ValueError: the batch does not divide by the ranks, or no plan fits their memory.
@@ -29,7 +29,7 @@ def show_plan(config: Config, cluster: Cluster) -> None:
     check_world(config, cluster.world_size, cluster.local_world_size)
     token_ranks = token_group(config, cluster.world_size, cluster.local_world_size)
     ranker = build_ranker(config, torch.device(cluster.device))
-    shards = plan_shards(plan(config, ranker, cluster), table_collection(ranker))
+    shards = plan_shards(plan(config, ranker, cluster), ranker.embeddings)
     console = Console(width=None if Console().is_terminal else 120)
     console.print(_shards(shards))
     console.print(_ranks(config, cluster, shards, head_bytes(ranker, token_ranks)))
@@ -66,11 +66,14 @@ def _shards(shards: list[Shard]) -> Table:
 
 def _ranks(config: Config, cluster: Cluster, shards: list[Shard], head: int) -> Table:
     limit = cluster.hbm_bytes if cluster.device == "cuda" else cluster.ddr_bytes
-    view = Table("rank", "node", "tables GiB", "their states GiB", "head GiB", "total GiB", "of limit", title="Memory")
+    view = Table(
+        "rank", "node", "tables GiB", "their states and maps GiB", "head GiB", "total GiB", "of limit", title="Memory"
+    )
     for rank in range(cluster.world_size):
         here = [shard for shard in shards if shard.rank == rank]
         tables = sum(shard.bytes for shard in here)
         states = sum(state_bytes(config.optimizer.sparse, *shard.size) for shard in here)
+        states += map_bytes(config.feature_schema, cluster.world_size)
         total = tables + states + head
         view.add_row(
             str(rank),

@@ -15,7 +15,7 @@ from launch.build import Build, build
 from launch.config import Config, dump_config
 from launch.distributed import Ranks, check_world_here, cluster_here, process_group
 from launch.health import are_finite, layer_statistics
-from launch.job import evaluate, random_state, restore, training_reader
+from launch.job import evaluate, managed_rows, random_state, restore, sizes_of, training_reader, waiting_state
 from launch.learnt import with_schema_to_train
 from launch.paths import checkpoints_of
 from launch.peak import peak_flops
@@ -173,6 +173,9 @@ class Training:
         self.tell_mended(position)
         if self.config.data.evaluate is None:
             return False
+        rows = managed_rows(self.config, self.built)
+        if rows and self.journal:
+            self.journal.event("managed", position.step, **rows)
         self.pipeline.detach()
         evaluation = evaluate(self.config, self.built, self.ranks, self.config.data.evaluate)
         self.evaluation, self.evaluated_step = evaluation.metrics, position.step
@@ -228,7 +231,8 @@ class Training:
         broken = together("cannot look at the weights", lambda: not are_finite(self.built.model.parameters()))
         if any(broken):
             raise DivergedError(f"weights are not finite after step {position.step}, though the loss still was")
-        state = {**self.built.state(), "random": random_state(self.ranks)}
+        waiting = waiting_state(self.built, self.ranks)
+        state = {**self.built.state(), "random": random_state(self.ranks), "waiting": waiting}
         evaluated_here = self.evaluated_step == position.step
         meta = {
             "position": asdict(position),
@@ -239,6 +243,7 @@ class Training:
             "schema_digest": self.config.feature_schema.digest(),
             "data": remembered(self.loop.reader.dataset),
             "plan": [asdict(shard) for shard in self.built.plan],
+            "waiting": sizes_of(waiting),
             "world_size": self.ranks.world_size,
             "device": self.ranks.device.type,
             "versions": versions(),

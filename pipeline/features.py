@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import posixpath
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -20,6 +21,23 @@ Quantiles = Annotated[
     Field(ge=2, description="Instead of boundaries: so many buckets of about equal count, learnt from data.train."),
 ]
 HashSeed = Annotated[int, Field(ge=0, lt=1 << 64, description="Seed of the hash.")]
+
+# What `managed` hashes values to: 0 to 2**63 - 2, all that int64 has but one (docs/decisions/0011).
+MANAGED_HASHES = 2**63 - 1
+# A managed table is cut into so many segments, and every rank holds whole ones: 960 divides by most numbers of ranks.
+SEGMENTS = 960
+
+
+def managed_rows(ids: int) -> int:
+    """Rows of a managed table: one for each of `ids` ids, and one that the ids of a segment without a row share.
+
+    Hashing spreads ids unevenly; three standard deviations more in each segment, and nearly all find a place.
+
+    >>> [managed_rows(ids) for ids in (1, 100_000, 100_000_000)]
+    [1920, 130560, 100930560]
+    """
+    mean = ids / SEGMENTS
+    return SEGMENTS * (math.ceil(mean + 3 * math.sqrt(mean)) + 1)
 
 
 class Strict(BaseModel):
@@ -54,11 +72,14 @@ class FeatureBase(Strict):
 
 
 class Ids(FeatureBase):
-    """How raw values become ids: exactly one of `vocabulary`, `buckets` and `range`."""
+    """How raw values become ids: exactly one of `vocabulary`, `buckets`, `range` and `managed`."""
 
     vocabulary: str | None = Field(None, description="Text file, one value a line, relative to the schema file.")
     buckets: int | None = Field(None, ge=1, description="Number of hash buckets, for integers or strings.")
     range: int | None = Field(None, ge=1, description="The values are integers 0 to range - 1.")
+    managed: int | None = Field(
+        None, ge=1, description="Any integers or strings; so many of them have a row of their own at a time."
+    )
     dim: Dim
     table: str = Field("", description="Features naming the same table share it. Default: the feature's name.")
     seed: HashSeed = 0
@@ -78,14 +99,16 @@ class Ids(FeatureBase):
 
     @model_validator(mode="after")
     def _check_ids(self, info: ValidationInfo) -> Ids:
-        ways = [way for way in ("vocabulary", "buckets", "range") if getattr(self, way) is not None]
+        ways = [way for way in ("vocabulary", "buckets", "range", "managed") if getattr(self, way) is not None]
         if len(ways) != 1:
             found = " and ".join(ways) or "none of them"
-            raise ValueError(f"exactly one of vocabulary, buckets and range says how ids are formed; found {found}")
-        if self.buckets is not None and self.on_bad is not None:
-            raise ValueError("on_bad has no meaning with buckets: every value has a hash; remove it")
-        if self.buckets is None and self.seed:
-            raise ValueError("seed belongs to buckets; remove it")
+            raise ValueError(
+                f"exactly one of vocabulary, buckets, range and managed says how ids are formed; found {found}"
+            )
+        if self.hashes is not None and self.on_bad is not None:
+            raise ValueError(f"on_bad has no meaning with {ways[0]}: every value has a hash; remove it")
+        if self.hashes is None and self.seed:
+            raise ValueError("seed belongs to buckets and managed; remove it")
         to_be_written = (info.context or {}).get("vocabularies_to_be_written", False)
         if self.vocabulary is not None and not to_be_written:
             self._words = read_vocabulary(self.vocabulary)
@@ -106,8 +129,15 @@ class Ids(FeatureBase):
         return self.on_bad or ("reserve" if self.vocabulary is not None else "fail")
 
     @property
+    def hashes(self) -> int | None:
+        """How many ids the hash of a value may become; None: it is not hashed."""
+        return self.buckets or (MANAGED_HASHES if self.managed is not None else None)
+
+    @property
     def rows(self) -> int:
         """Rows of the table, the reserved one included (it is the last)."""
+        if self.managed is not None:
+            return managed_rows(self.managed)
         return (self.buckets or self.range or len(self._words)) + (
             self.buckets is None and self.bad_policy == "reserve"
         )

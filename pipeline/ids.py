@@ -1,4 +1,4 @@
-"""Raw columns -> bags of ids, as the schema says: a plain range, hash buckets or a vocabulary."""
+"""Raw columns -> bags of ids, as the schema says: a plain range, hash buckets, a vocabulary, or the hash itself."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class IdEncoder:
         self._feature = feature
         self.strings = strings
         """Whether values are hashed, looked up or parsed as text."""
-        self._dtype = np.dtype(np.int32 if feature.rows <= np.iinfo(np.int32).max else np.int64)
+        self._dtype = np.dtype(np.int32 if (feature.hashes or feature.rows) <= np.iinfo(np.int32).max else np.int64)
         self._separator = feature.separator if isinstance(feature, IdList) else None
         self._vocabulary = _Vocabulary(feature.words, strings) if feature.vocabulary is not None else None
         self.default: int | None = None
@@ -90,8 +90,8 @@ class IdEncoder:
             ids = np.append(self._ids(array.dictionary), self._dtype.type(NULL))
             return ids.take(pc.fill_null(array.indices, len(array.dictionary)).to_numpy().astype(np.int64))
         array = plain(array)
-        if self._feature.buckets is not None:
-            ids = self._hashed(array, self._feature.buckets)
+        if self._feature.hashes is not None:
+            ids = self._hashed(array, self._feature.hashes)
         elif self._vocabulary is not None:
             ids = self._vocabulary.ids(array).astype(self._dtype)
         else:
@@ -101,12 +101,12 @@ class IdEncoder:
             ids = np.where(array.is_null().to_numpy(zero_copy_only=False), NULL, ids)
         return ids
 
-    def _hashed(self, array: pa.Array, buckets: int) -> np.ndarray:
+    def _hashed(self, array: pa.Array, hashes: int) -> np.ndarray:
         ids = np.empty(len(array), self._dtype)
         for start in range(0, len(array), CHUNK):
             chunk, seed = array.slice(start, CHUNK), self._feature.seed
-            hashes = hash_strings(chunk, seed) if self.strings else hash_integers(_numpy(chunk), seed)
-            ids[start : start + CHUNK] = into_buckets(hashes, buckets)
+            words = hash_strings(chunk, seed) if self.strings else hash_integers(_numpy(chunk), seed)
+            ids[start : start + CHUNK] = into_buckets(words, hashes)
         return ids
 
 

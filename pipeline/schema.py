@@ -14,10 +14,24 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from pipeline.features import Cross, Feature, Id, IdList, Ids, Label, Number, Strict, Time
+from pipeline.features import MANAGED_HASHES, SEGMENTS, Cross, Feature, Id, IdList, Ids, Label, Number, Strict, Time
 from pipeline.vocabulary import read_text
 
-__all__ = ["Cross", "Feature", "Id", "IdList", "Ids", "Label", "Number", "Schema", "Table", "Time", "explain"]
+__all__ = [
+    "MANAGED_HASHES",
+    "SEGMENTS",
+    "Cross",
+    "Feature",
+    "Id",
+    "IdList",
+    "Ids",
+    "Label",
+    "Number",
+    "Schema",
+    "Table",
+    "Time",
+    "explain",
+]
 
 
 KINDS = "id, id_list, number, time or cross"
@@ -32,6 +46,7 @@ class Table:
     dim: int
     pooling: Literal["sum", "mean"]
     features: list[str]
+    managed: bool = False  # rows are given to ids as they come
 
 
 class Schema(Strict):
@@ -47,7 +62,7 @@ class Schema(Strict):
     >>> schema.groups
     {'user': ['user'], 'item': ['price', 'genres']}
     >>> schema.tables["genres"]
-    Table(name='genres', rows=64, dim=8, pooling='sum', features=['genres'])
+    Table(name='genres', rows=64, dim=8, pooling='sum', features=['genres'], managed=False)
     """
 
     features: dict[str, Feature] = Field(min_length=1)
@@ -163,7 +178,7 @@ class Schema(Strict):
         for name, feature in zip(names, features, strict=True):
             if len(names) > 1 and not isinstance(feature, Ids):
                 raise ValueError(f"table {table!r} is that of the {feature.kind} {name!r}; name another `table:`")
-        for key in ("vocabulary", "buckets", "range", "seed", "rows", "dim", "pooling"):
+        for key in ("vocabulary", "buckets", "range", "managed", "seed", "rows", "dim", "pooling"):
             # Pooling makes no difference to a feature of one id a row.
             having = [name for name in names if hasattr(self.features[name], key)] if len(names) > 1 else []
             values = {name: getattr(self.features[name], key) for name in having}
@@ -172,7 +187,8 @@ class Schema(Strict):
                 raise ValueError(f"features of table {table!r} must agree on {key}; found {found}; or name two tables")
         pooled = (feature.pooling for feature in features if isinstance(feature, IdList))
         assert features[0].dim is not None
-        return Table(table, features[0].rows, features[0].dim, next(pooled, "sum"), names)
+        is_managed = isinstance(features[0], Ids) and features[0].managed is not None
+        return Table(table, features[0].rows, features[0].dim, next(pooled, "sum"), names, is_managed)
 
     @cached_property
     def is_weighted(self) -> bool:

@@ -83,6 +83,15 @@ def test_hashes_of_integers() -> None:
         assert rows_of(one(buckets=50, seed=2), pa.array([7, -3, None], type_)) == [*expected, [NULL]]
 
 
+def test_managed_values_are_their_hashes_which_int64_holds() -> None:
+    integers = pa.array([7, -3, None], pa.int64())
+    expected = [int(hash_) % (2**63 - 1) for hash_ in hash_integers(np.array([7, -3]), 5)]
+    assert rows_of(one(managed=10, seed=5), integers) == [[expected[0]], [expected[1]], [NULL]]
+    ids = one(True, managed=10)(pa.array(["a", "b", "a"])).values
+    assert ids.dtype == np.int64
+    assert ids.tolist() == [string_hash(word, 2**63 - 1) for word in "aba"]
+
+
 def test_a_distinct_value_is_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[int] = []
 

@@ -95,56 +95,15 @@ def test_reserve_adds_a_row_and_crlf_is_no_part_of_a_word(tmp_path: Path) -> Non
     assert made.features["v"].words == ("a", "b")  # type: ignore[union-attr]
 
 
-BAD_LINES = {
-    "user_id: {kind: id, rang: 9, dim: 4}": "features.user_id: unknown key 'rang'; did you mean 'range'? known keys: ",
-    "user_id: {kind: idd, range: 9, dim: 4}": "kind 'idd' is unknown; expected id, id_list, number, time or cross",
-    "user_id: {range: 9, dim: 4}": "features.user_id: kind is missing; expected id, id_list, number, time or cross",
-    "user_id: {kind: id, range: 9}": "features.user_id.dim: Field required",
-    "user_id: {kind: id, range: 9, dim: 6}": "features.user_id.dim: Input should be a multiple of 4; found 6",
-    "user_id: {kind: id, range: 0, dim: 4}": "features.user_id.range: Input should be greater than or equal to 1",
-    "user_id: {kind: id, dim: 4}": "exactly one of vocabulary, buckets and range says how ids are formed; found none",
-    "user_id: {kind: id, dim: 4, range: 9, buckets: 9}": "how ids are formed; found buckets and range",
-    "user_id: {kind: id, dim: 4, buckets: 9, on_bad: drop}": "on_bad has no meaning with buckets",
-    "user_id: {kind: id, dim: 4, range: 9, seed: 3}": "seed belongs to buckets",
-    "user_id: {kind: id, dim: 4, range: 9, default: 9}": "default must be an integer from 0 to 8; found 9",
-    "user_id: {kind: id, dim: 4, range: 9, default: a}": "default must be an integer from 0 to 8; found 'a'",
-    "user_id: {kind: id, dim: 4, vocabulary: city.txt, default: Bonn}": "default 'Bonn' is not in ",
-    "user_id: {kind: id, dim: 4, vocabulary: none.txt}": "none.txt'; `rankmixer vocab` writes it",
-    "user_id: {kind: id, dim: 4, vocabulary: twice.txt}": "twice.txt: line 3 repeats 'a' of line 1; remove one",
-    "user_id: {kind: id, dim: 4, vocabulary: empty.txt}": "empty.txt: found no value; expected one a line",
-    "age: {kind: number, dim: 4}": "boundaries (or quantiles) and dim go together: both for a table",
-    "age: {kind: number, dim: 4, boundaries: [2, 1]}": "boundaries must increase; found [2.0, 1.0]",
-    "age: {kind: number, dim: 4, boundaries: [1, .nan]}": "features.age.boundaries.1: Input should be a finite number",
-    "age: {kind: number, dim: 4, boundaries: [1], transform: log1p}": "no meaning with boundaries or quantiles",
-    "age: {kind: number, standardise: [1, 0]}": "standardise is [mean, std] with std > 0; found [1.0, 0.0]",
-    "age: {kind: number, standardise: [1, 2, 3]}": "features.age.standardise: expected learn, or [mean, std]",
-    "age: {kind: number, standardise: lern}": "features.age.standardise: expected learn, or [mean, std]; found 'lern'",
-    "age: {kind: number, quantiles: 4}": "boundaries (or quantiles) and dim go together",
-    "age: {kind: number, quantiles: 1, dim: 4}": "features.age.quantiles: Input should be greater than or equal to 2",
-    "age: {kind: number, quantiles: 4, dim: 4, boundaries: [1]}": "two ways to say the same; remove one",
-    "seen: {kind: id_list, range: 9, dim: 4, keep: first}": "keep: first belongs to truncate; give truncate, or remove",
-    "seen: {kind: id_list, range: 9, dim: 4, weights: click}": "seen: column 'click' is also the label 'click'",
-    "at: {kind: time, dim: 4}": "features.at.part: Field required",
-    "at: {kind: time, part: minute, dim: 4}": "features.at.part: Input should be 'hour', 'weekday' or 'age'",
-    "at: {kind: time, part: hour, dim: 4, timezone: Europe/Olso}": "is unknown; did you mean 'Europe/Oslo'?",
-    "at: {kind: time, part: hour, dim: 4, boundaries: [1h]}": "boundaries belong to part: age; found part: hour",
-    "at: {kind: time, part: age, dim: 4, boundaries: [1h]}": "wants exactly one of reference (a column) and ref",
-    "at: {kind: time, part: age, dim: 4, reference: now}": "part: age wants boundaries, such as [1h, 1d, 7d], or quan",
-    "at: {kind: time, part: age, dim: 4, reference: at, quantiles: 2}": "reference is the feature's own column 'at'",
-    "at: {kind: time, part: age, dim: 4, reference: b, boundaries: [1y]}": "expected a length of time such as 30s, 5",
-    "at: {kind: time, part: age, dim: 4, reference: b, boundaries: [2h, 90min]}": "must increase; found [7200.0, 540",
-    "at: {kind: time, part: age, dim: 4, reference: b, quantiles: 2, timezone: Asia/Tokyo}": "timezone belongs to hour",
-    "at: {kind: time, part: age, dim: 4, reference: click, quantiles: 2}": "column 'click' is also the label 'click'",
-    "x: {kind: cross, of: [a], buckets: 9, dim: 4}": "features.x.of: Tuple should have at least 2 items",
-    "x: {kind: cross, of: [x, x], buckets: 9, dim: 4}": "features.x: of names a feature twice; found ['x', 'x']",
-    "x: {kind: cross, of: [y, x1], buckets: 9, dim: 4}": "features.x: of names 'y', which is no feature; ",
-    "x: {kind: cross, of: [n, x], buckets: 9, dim: 4}\n  n: {kind: number}": "'n', which is a number without bound",
-    "x: {kind: cross, column: a, of: [a, b], buckets: 9, dim: 4}": "features.x: unknown key 'column'; ",
-    "age: {kind: number, column: click}": "features.age: column 'click' is also the label 'click'",
-    "a.b: {kind: id, range: 9, dim: 4}": "name 'a.b' must not be empty or hold a dot; give the column with `column:`",
-    "age:": "features.age: Input should be a valid dictionary",
-    "age: {kind: number}\n  age: {kind: number}": "key 'age' is given twice",
-}
+def test_a_managed_table_has_room_for_its_ids_and_a_shared_row_in_each_segment() -> None:
+    line = {"kind": "id", "dim": 4, "managed": 5000}
+    made = schema({"a": line, "b": {**line, "kind": "id_list", "table": "a"}, "c": {**line, "managed": 3}})
+    assert made.tables == {
+        "a": Table("a", 960 * (13 + 1), 4, "sum", ["a", "b"], managed=True),
+        "c": Table("c", 960 * 2, 4, "sum", ["c"], managed=True),
+    }
+    with pytest.raises(ValueError, match="features of table 'a' must agree on managed; found a 5000, b 5001"):
+        schema({"a": line, "b": {**line, "managed": 5001, "table": "a"}})
 
 
 @pytest.mark.parametrize("line", BAD_LINES)

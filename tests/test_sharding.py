@@ -12,7 +12,7 @@ from torchrec import KeyedJaggedTensor
 
 from embeddings.initialise import initialise_tables, local_shards
 from embeddings.sharding import Cluster, TablePlan, plan_tables
-from embeddings.tables import FeatureEmbeddings, embedding_bag_collection
+from embeddings.tables import FeatureEmbeddings, embedding_tables
 from launch.build import build, build_ranker
 from launch.config import Config
 from launch.distributed import Ranks
@@ -197,7 +197,7 @@ def test_blocks_of_rows_are_drawn_alike_by_every_shard(monkeypatch: pytest.Monke
 
 def test_a_plan_that_does_not_fit_says_what_to_change() -> None:
     schema = Schema.model_validate({"features": FEATURES, "labels": {"click": {}}})
-    model = FeatureEmbeddings(schema, embedding_bag_collection(schema))
+    model = FeatureEmbeddings(schema, embedding_tables(schema))
     with pytest.raises(ValueError, match=r"no sharding plan fits 2 ranks .* use more ranks, raise plan.hbm_gb"):
         plan_tables(
             model,

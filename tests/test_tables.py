@@ -2,10 +2,10 @@ from typing import Any
 
 import pytest
 import torch
-from torchrec import KeyedJaggedTensor
+from torchrec import EmbeddingBagCollection, KeyedJaggedTensor
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
-from embeddings.tables import ConcatenateByName, FeatureEmbeddings, embedding_bag_collection
+from embeddings.tables import ConcatenateByName, FeatureEmbeddings, embedding_tables
 from pipeline.schema import Schema
 
 SCHEMA = Schema.model_validate(
@@ -36,14 +36,16 @@ def test_concatenation_is_by_name_and_in_group_order() -> None:
             length_per_key=[blocks[name].shape[1] for name in order],
             values=torch.cat([blocks[name] for name in order], dim=1),
         )
-        torch.testing.assert_close(concatenate(pooled, KeyedJaggedTensor.empty(), dense_BF)[0], expected)
+        torch.testing.assert_close(concatenate([pooled], KeyedJaggedTensor.empty(), dense_BF)[0], expected)
 
 
 def test_shared_tables_and_pooling() -> None:
-    collection = embedding_bag_collection(SCHEMA).to_empty(device="cpu")
+    [collection] = embedding_tables(SCHEMA)
+    assert isinstance(collection, EmbeddingBagCollection)
+    collection.to_empty(device="cpu")
     for table in collection.parameters():
         torch.nn.init.normal_(table)
-    embeddings = FeatureEmbeddings(SCHEMA, collection)
+    embeddings = FeatureEmbeddings(SCHEMA, [collection])
     sparse = KeyedJaggedTensor(
         keys=SCHEMA.sparse_features,
         values=torch.tensor([4, 0, 3, 6, 1, 2, 5]),
@@ -64,7 +66,9 @@ def test_means_and_weighted_means_are_those_of_a_naive_loop() -> None:
         "c": {"kind": "id_list", "range": 9, "dim": 4, "pooling": "sum"},
     }
     schema = Schema.model_validate({"features": features, "labels": {"click": {}}})
-    collection = embedding_bag_collection(schema).to_empty(device="cpu")
+    [collection] = embedding_tables(schema)
+    assert isinstance(collection, EmbeddingBagCollection)
+    collection.to_empty(device="cpu")
     for table in collection.parameters():
         torch.nn.init.normal_(table)
     lists = {"a": [[1, 2], [], [3]], "b": [[], [4, 5], [6]], "c": [[7, 8], [7], []]}
@@ -75,7 +79,7 @@ def test_means_and_weighted_means_are_those_of_a_naive_loop() -> None:
         weights=torch.tensor([w for rows in weights.values() for row in rows for w in row]),
         lengths=torch.tensor([len(row) for rows in lists.values() for row in rows], dtype=torch.int32),
     )
-    x_BI = FeatureEmbeddings(schema, collection)(sparse, torch.zeros(3, 0))
+    x_BI = FeatureEmbeddings(schema, [collection])(sparse, torch.zeros(3, 0))
     for row in range(3):
         expected = []
         for name, feature in features.items():
@@ -90,4 +94,4 @@ def test_means_and_weighted_means_are_those_of_a_naive_loop() -> None:
 def test_a_schema_without_tables_is_refused() -> None:
     schema = Schema.model_validate({"features": {"price": {"kind": "number"}}, "labels": {"click": {}}})
     with pytest.raises(ValueError, match=r"no table: its features \['price'\] are all dense numbers"):
-        embedding_bag_collection(schema)
+        embedding_tables(schema)
