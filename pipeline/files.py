@@ -55,11 +55,11 @@ class ParquetFile:
             DataError: the file cannot be read, or is another one than it was.
         """
         metadata = self.footers.get(self.path)
-        return self._held(_read_footer(self.path, self.filesystem)[0]) if metadata is None else metadata
+        return self._held(*_read_footer(self.path, self.filesystem)) if metadata is None else metadata
 
     def open(self, read_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
         """Open it to read row groups; raises as `metadata` does, or what Arrow raises."""
-        metadata = self.footers.get(self.path)
+        metadata = self.metadata if read_dictionary else self.footers.get(self.path)
         file = pq.ParquetFile(
             self.path,
             metadata=metadata,
@@ -67,16 +67,16 @@ class ParquetFile:
             read_dictionary=list(read_dictionary),
             pre_buffer=self.filesystem is not None,  # one request for many columns pays on a network only
         )
-        if metadata is None:
+        if metadata is None:  # then Arrow has read it now
             try:
-                self._held(file.metadata)
+                self._held(file.metadata, Footer.of(file))
             except DataError:
                 file.close()
                 raise
         return file
 
-    def _held(self, metadata: pq.FileMetaData) -> pq.FileMetaData:
-        if Footer.of(metadata) != Footer(self.schema, self.row_groups):
+    def _held(self, metadata: pq.FileMetaData, footer: Footer) -> pq.FileMetaData:
+        if footer != Footer(self.schema, self.row_groups):
             found, do = "a file that has changed since its footer was read", "Start again."
             raise data_error(self.path, found=found, expected="the file as it was", do=do)
         self.footers.put(self.path, metadata)
@@ -225,7 +225,7 @@ def _resolve(path: str, filesystem: Any) -> tuple[fsspec.AbstractFileSystem, str
 def _read_footer(path: str, filesystem: pafs.FileSystem | None) -> tuple[pq.FileMetaData, Footer]:
     try:
         with pq.ParquetFile(path, filesystem=filesystem) as file:
-            return file.metadata, Footer.of(file.metadata)
+            return file.metadata, Footer.of(file)
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, filesystem, error) from None
 
