@@ -44,6 +44,6 @@ class Buffers:
                     self._free.pop()  # too small, and so would it be for the next block
                 memory = np.empty(size + size // 4 + 1, np.uint8)  # blocks differ a little
         # An array over a memoryview, unlike one that is a view of an array, stays the base of all views of it.
-        lent = np.frombuffer(memoryview(memory), np.uint8)
+        lent = np.frombuffer(memory.data, np.uint8)
         weakref.finalize(lent, self._returned.append, memory).atexit = False
         return lent[:size].view(dtype).reshape(shape)

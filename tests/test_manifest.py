@@ -31,7 +31,7 @@ def footers_read(monkeypatch: pytest.MonkeyPatch) -> Read:
 
     def noting(path: str, *arguments: object) -> object:
         names.append(Path(path).stem)
-        return read(path, *arguments)  # type: ignore[arg-type]
+        return read(path, *arguments)
 
     monkeypatch.setattr(files_module, "_read_footer", noting)
     monkeypatch.setattr(files_module, "MANIFEST_FILES", 5)
