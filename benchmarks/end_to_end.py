@@ -52,9 +52,10 @@ def main() -> None:
 
 def make_data(out: Path) -> tuple[str, list[str]]:
     """Write the rows; what they are, and what the configuration has to be told of them."""
+    name = "ml-100k"
+    further: list[str] = []
     try:
         write_ml_100k(str(out))
-        name, further = "ml-100k", []
     except ValueError as error:
         print(f"MovieLens-100K cannot be had ({error}); synthetic rows instead", file=sys.stderr)
         write_synthetic(str(out), SYNTHETIC_ROWS)

@@ -70,7 +70,8 @@ class ParquetFile:
             DataError: the file is gone or has changed.
         """
         self.check()
-        metadata = self.footers.get(self.path)
+        # Opened with `read_dictionary`, a file shows other types than its footer has.
+        metadata = self.metadata if read_dictionary else self.footers.get(self.path)
         file = pq.ParquetFile(
             self.path,
             metadata=metadata,
@@ -80,7 +81,7 @@ class ParquetFile:
             page_checksum_verification=True,
         )
         if metadata is None:
-            if Footer.of(file.metadata) != Footer(self.schema, self.row_groups):
+            if Footer.of(file) != Footer(self.schema, self.row_groups):
                 file.close()
                 raise self._changed("a file that has changed since its footer was read")
             self.footers.put(self.path, file.metadata)
@@ -125,7 +126,7 @@ def read_footer(path: str, filesystem: pafs.FileSystem | None, held: Footers, wa
             with pq.ParquetFile(path, filesystem=filesystem) as file:
                 _check_rows(file.metadata)
                 held.put(path, file.metadata)
-                return ParquetFile(path, filesystem, *Footer.of(file.metadata), stamp or (None, None), held)
+                return ParquetFile(path, filesystem, *Footer.of(file), stamp or (None, None), held)
         except Exception as error:  # whatever a file system raises, and what Arrow makes of bytes that mean nothing
             return _unreadable(path, stamp, error)
 
