@@ -116,8 +116,8 @@ def rows(study: Study) -> list[dict[str, Any]]:
 def summary(study: Study) -> dict[str, Any]:
     """The figures of the last line. A gap is the base's AUC less that of the served path: positive is a loss."""
     means = {arm.name: statistics.mean(auc) for arm in study.arms if (auc := study.auc(arm, "test"))}
-    ours = {arm.name for arm in study.arms if arm.name not in TORCHREC and arm.group != "ablations"} & means.keys()
-    others = means.keys() & set(TORCHREC)
+    others = {name for name in means if name.partition(",")[0] in TORCHREC}  # "dcn, dim 32" is torchrec's too
+    ours = {arm.name for arm in study.arms if arm.group != "ablations"} & means.keys() - others
     best = functools.partial(max, key=lambda name: means[name])
     result: dict[str, Any] = {"seeds": len(study.seeds), "rankmixer_auc": means[BASE], "best_ours": best(ours)}
     result["best_ours_auc"] = means[result["best_ours"]]

@@ -28,6 +28,15 @@ from pipeline.vocabulary import read_text
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 
 
+class StreamConfig(Strict):
+    """Files that arrive while a run goes on."""
+
+    poll_seconds: PositiveFloat = Field(30.0, description="between two looks for new files")
+    idle_seconds: NonNegativeFloat | None = Field(
+        None, description="end when no file has come for so long; None: go on for ever"
+    )
+
+
 class DataConfig(Strict):
     """Where the rows are and how they become batches."""
 
@@ -38,6 +47,9 @@ class DataConfig(Strict):
     evaluate_batch_size: PositiveInt = Field(8192, description="global batch size of evaluation and prediction")
     window_rows: PositiveInt = Field(262_144, description="rows shuffled together; memory grows with it")
     threads: PositiveInt = Field(2, description="threads that prepare batches ahead, on each rank")
+    stream: StreamConfig | None = Field(
+        None, description="train once on each file of data.train, and on those that arrive there later"
+    )
     sample: Sampling | None = Field(None, description="train on a share of the rows, others in every epoch")
     on_bad_file: OnBadFile = Field(
         "fail", description="a file that cannot be read: fail, or skip: set aside and reported in bad_files.jsonl"
@@ -187,6 +199,15 @@ class Config(Strict):
             raise ValueError(
                 f"tables {taken} of the feature schema bear names that torch.nn.ModuleDict does not take; name another "
                 "`table:`, or rename the feature and give its `column:`"
+            )
+        if self.data.stream and self.train.epochs != 1:
+            raise ValueError(
+                f"train.epochs is {self.train.epochs}, but data.stream trains on each file once; leave it out"
+            )
+        if self.data.stream and self.optimizer.schedule.decay != "none" and self.train.max_steps is None:
+            raise ValueError(
+                f"optimizer.schedule.decay is {self.optimizer.schedule.decay!r}, but a stream has no last step; set it "
+                "to none, or set train.max_steps"
             )
         negatives_of = self.data.sample and self.data.sample.negatives_of
         if negatives_of and negatives_of not in self.feature_schema.labels:

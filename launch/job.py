@@ -31,10 +31,15 @@ from pipeline.train_pipeline import AgreedPipeline
 from rankmixer_head import Activity
 
 
-def training_reader(config: Config, ranks: Ranks, set_aside: Mapping[str, str] | None = None) -> BatchReader:
-    """This rank's shuffled training batches, without files that an earlier attempt has set aside. Collective."""
+def training_reader(
+    config: Config, ranks: Ranks, set_aside: Mapping[str, str] | None = None, files: list[str] | None = None
+) -> BatchReader:
+    """This rank's shuffled training batches, without files that an earlier attempt has set aside. Collective.
+
+    `files` are those of a portion of a stream, instead of all.
+    """
     return BatchReader(
-        open_together(config, ranks, config.data.train, set_aside=set_aside),
+        open_together(config, ranks, config.data.train if files is None else files, set_aside=set_aside),
         batch_size=config.data.batch_size,
         rank=ranks.rank,
         world_size=ranks.world_size,

@@ -25,6 +25,7 @@ from pipeline.checkpoint import Checkpoints
 from pipeline.collective import together
 from pipeline.journal import Journal
 from pipeline.loop import DivergedError, Loop, Pace, Position
+from pipeline.reader import BatchReader
 from pipeline.train_pipeline import AgreedPipeline
 
 LOWER_IS_BETTER = ("logloss", "ne")
@@ -32,9 +33,12 @@ LOWER_IS_BETTER = ("logloss", "ne")
 
 def train(config: Config) -> None:
     """Train, evaluate, save; resume if the run directory holds a checkpoint. Prints one JSON line at the end."""
+    from launch.stream import StreamTraining  # which is a Training
+
     check_world_here(config)
+    kind = Training if config.data.stream is None else StreamTraining
     with process_group(config) as ranks:
-        result = Training(with_schema_to_train(config), ranks).run()
+        result = kind(with_schema_to_train(config), ranks).run()
         if ranks.is_first:
             print_result(result)
 
@@ -58,19 +62,19 @@ class Training:
             )
         self.meta: dict[str, Any] = self.checkpoints.meta(resumed) if resumed else {}
         data = self.meta.get("data", {})
-        reader = training_reader(config, ranks, data.get("bad_files"))
+        position = Position(**self.meta.get("position", {}))
+        reader, epochs = self.open_rows(position, data.get("bad_files"))
         pace = Pace(
-            epochs=config.train.epochs,
+            epochs=epochs,
             max_steps=config.train.max_steps,
             evaluate_every=config.train.evaluate_every,
             checkpoint_every=config.train.checkpoint_every,
             log_every=config.train.log_steps,
         )
-        position = Position(**self.meta.get("position", {}))
         if data:
             check_resumed(reader.dataset, data, position.row)
-        self.total_steps = pace.total_steps(position, reader)
-        self.built: Build = build(config, ranks, cluster_here(ranks, config.plan), self.total_steps)
+        self.total_steps = self.count_steps(pace, position, reader)
+        self.built: Build = build(config, ranks, cluster_here(ranks, config.plan), self.total_steps or 1)
         if resumed:
             restore(self.built, ranks, self.checkpoints, resumed, config, to_resume=True)
             self.built.optimizer.set_optimizer_step(position.step)  # FBGEMM's Adam counts steps outside its state
@@ -96,6 +100,18 @@ class Training:
         )
         if ranks.roll_call:
             ranks.roll_call.steps_done = lambda: position.step
+
+    def open_rows(self, position: Position, set_aside: dict[str, str] | None) -> tuple[BatchReader, int]:
+        """What to read, and how often. Collective."""
+        return training_reader(self.config, self.ranks, set_aside), self.config.train.epochs
+
+    def count_steps(self, pace: Pace, position: Position, reader: BatchReader) -> int | None:
+        """Step number at which training ends if nothing stops it early; None: that is not known."""
+        return pace.total_steps(position, reader)
+
+    def train_rows(self) -> None:
+        """Train from the position to the end. Collective."""
+        self.loop.run()
 
     def _journal(self, resumed: str | None) -> Journal | None:
         if not self.ranks.is_first:
@@ -125,7 +141,7 @@ class Training:
         try:
             self.bad_files.tell(self.loop.position.step, "train", found_bad(self.loop.reader))
             self.built.model.train()
-            self.loop.run()
+            self.train_rows()
             return self.finish()
         except DivergedError as error:
             raise DivergedError(self._diagnosis(error)) from None

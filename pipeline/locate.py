@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import fsspec
@@ -31,6 +32,17 @@ def find(path: str, filesystem: Any, watch: Watch) -> dict[str, pafs.FileSystem 
         return dict.fromkeys(names)
     arrow = fs.fs if isinstance(fs, ArrowFSWrapper) else pafs.PyFileSystem(pafs.FSSpecHandler(fs))
     return dict.fromkeys(names, arrow)
+
+
+def urls(paths: str | Sequence[str], watch: Watch) -> list[str]:
+    """The files that paths stand for, sorted, each as a path or URL that can be opened by itself."""
+    found: set[str] = set()
+    for path in [paths] if isinstance(paths, str) else paths:
+        fs, inner = _resolve(path, None)
+        with watch.reading(path):
+            names = _names(path, fs, inner)
+        found.update(names if isinstance(fs, LocalFileSystem) else map(fs.unstrip_protocol, names))
+    return sorted(found)
 
 
 def _names(path: str, fs: fsspec.AbstractFileSystem, inner: str) -> list[str]:

@@ -86,16 +86,17 @@ class Loop:
     _losses: list[torch.Tensor] = field(default_factory=list)
     _since: float = 0.0
 
-    def run(self) -> None:
-        """Train to the end of the pace, or until `evaluate` says to stop."""
+    def run(self) -> bool:
+        """Train to the end of the pace, or until `evaluate` says to stop: then True."""
         last_step = self.pace.total_steps(self.position, self.reader)
         while self.position.step < last_step:
             batches = self.reader.epoch(self.position.epoch, self.position.row)
             try:
                 if self._run_epoch(batches, self.position.epoch, last_step):
-                    return
+                    return True
             finally:
                 batches.close()
+        return False
 
     def _run_epoch(self, batches: Iterator[Batch], epoch: int, last_step: int) -> bool:
         while self.position.epoch == epoch and self.position.step < last_step:

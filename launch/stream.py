@@ -1,0 +1,66 @@
+"""Training on a directory that grows: each portion of new files is judged as it comes, then trained on once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from launch.bad_files import found_bad
+from launch.job import evaluate, training_reader
+from launch.paths import opening
+from launch.train import Training
+from pipeline.arrivals import Arrivals, Portion
+from pipeline.dataset import ParquetDataset
+from pipeline.locate import urls
+from pipeline.loop import Pace, Position
+from pipeline.reader import BatchReader
+from pipeline.watch import Watch
+
+
+class StreamTraining(Training):
+    """A run whose epochs are the portions of a stream; `Position.epoch` is the number of a portion."""
+
+    def open_rows(self, position: Position, set_aside: dict[str, str] | None) -> tuple[BatchReader, int]:
+        """The portion that the position is in; the one before, if that has not come yet."""
+        stream = self.config.data.stream
+        assert stream is not None
+        data, schema = self.config.data.train, self.config.feature_schema
+        watch = Watch(self.config.read_seconds)
+        self.arrivals = Arrivals(
+            self.config.run.directory,
+            find=lambda: urls(data, watch),
+            open_files=lambda files: ParquetDataset(files, schema, **opening(self.config)),
+            poll_seconds=stream.poll_seconds,
+            idle_seconds=stream.idle_seconds,
+        )
+        portion = self.arrivals.recorded(position.epoch) or self.arrivals.recorded(position.epoch - 1)
+        portion = portion or self.arrivals.wait(position.epoch)
+        if portion is None:
+            raise ValueError(f"{data}: found no row in {stream.idle_seconds:g} s; expected files that hold some")
+        return training_reader(self.config, self.ranks, set_aside, portion.files), portion.number + 1
+
+    def count_steps(self, pace: Pace, position: Position, reader: BatchReader) -> int | None:
+        """A stream has no end but `train.max_steps`."""
+        return self.config.train.max_steps
+
+    def train_rows(self) -> None:
+        """Train on portion after portion, until nothing comes any more."""
+        while not self.loop.run():
+            if self.loop.position.step == self.config.train.max_steps:
+                return
+            portion = self.arrivals.wait(self.loop.position.epoch)
+            if portion is None:
+                return
+            self._begin(portion)
+
+    def _begin(self, portion: Portion) -> None:
+        """Judge the model on rows that it has not seen, then let it train on them."""
+        self.pipeline.detach()
+        evaluation = evaluate(self.config, self.built, self.ranks, portion.files)
+        reader = training_reader(self.config, self.ranks, files=portion.files)
+        reader.mended = self.loop.reader.mended
+        step = self.loop.position.step
+        if self.journal:
+            facts = {"portion": portion.number, "files": len(portion.files), "rows": portion.rows}
+            self.journal.event("arrival", step, **facts, **evaluation.metrics)
+        self.bad_files.tell(step, f"train, portion {portion.number}", found_bad(reader))
+        self.loop.reader, self.loop.pace = reader, replace(self.loop.pace, epochs=portion.number + 1)
