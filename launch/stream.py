@@ -60,7 +60,7 @@ class StreamTraining(Training):
         reader.mended = self.loop.reader.mended
         step = self.loop.position.step
         if self.journal:
-            facts = {"portion": portion.number, "files": len(portion.files), "rows": portion.rows}
-            self.journal.event("arrival", step, **facts, **evaluation.metrics)
+            count = len(portion.files)
+            self.journal.event("arrival", step, portion=portion.number, files=count, **evaluation.metrics)
         self.bad_files.tell(step, f"train, portion {portion.number}", found_bad(reader))
         self.loop.reader, self.loop.pace = reader, replace(self.loop.pace, epochs=portion.number + 1)
