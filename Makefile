@@ -27,7 +27,7 @@ help:
 	@echo "make demo   train on MovieLens-100K in two processes and show how good the model is"
 	@echo "make test   run the tests"
 	@echo "make test-gpu DEVICE=cuda   check and measure the head on a GPU; says so where there is none"
-	@echo "make test-nodes   as root: jobs over two network namespaces and on a Slurm of their own"
+	@echo "make test-nodes   as root: jobs over two network namespaces, on a Slurm of their own, and with ranks that stop"
 	@echo "make lint types lock clean venv"
 
 venv: $(INSTALLED)

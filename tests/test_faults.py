@@ -60,6 +60,7 @@ def one_message(said: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.nodes
 @pytest.mark.parametrize(("launcher", "fault"), [(TORCHRUN, "stopped"), (OURS, "tokens-stopped")])
 def test_a_rank_that_stops_is_named_with_the_step(job: FaultyJob, launcher: str, fault: str) -> None:
     message = one_message(job.fail(launcher, fault, 1, TOKENS))
@@ -68,6 +69,7 @@ def test_a_rank_that_stops_is_named_with_the_step(job: FaultyJob, launcher: str,
     assert f", pid {job.pid(1)}) did not answer: ended, stopped or out of reach" in message
 
 
+@pytest.mark.nodes
 @pytest.mark.slow
 def test_a_rank_that_is_late_is_named_with_its_line(job: FaultyJob) -> None:
     message = one_message(job.fail(OURS, "tokens-sleeps", 1, TOKENS))
@@ -77,6 +79,7 @@ def test_a_rank_that_is_late_is_named_with_its_line(job: FaultyJob) -> None:
     assert message.endswith(" after step 5")
 
 
+@pytest.mark.nodes
 @pytest.mark.slow
 def test_rank_0_that_stops_and_holds_the_store_is_named(job: FaultyJob) -> None:
     said = job.fail(OURS, "stopped", 0, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
