@@ -86,7 +86,9 @@ def test_files_without_a_row_are_passed_over_and_wrong_ones_are_named(
     write(tmp_path / "data" / "a.parquet")
     assert stream.wait(0) is not None
     write(tmp_path / "data" / "b.parquet", user=["x"] * 5)
-    with pytest.raises(ValueError, match=r"b.parquet, column 'user': found strings; expected integers, as in the files"):
+    with pytest.raises(
+        ValueError, match=r"b.parquet, column 'user': found strings; expected integers, as in the files"
+    ):
         stream.wait(1)
     # The record has not taken it up: mended, it comes as if for the first time.
     write(tmp_path / "data" / "b.parquet")
