@@ -55,7 +55,7 @@ test-gpu: $(INSTALLED)
 
 # Installs nothing in the system: where Slurm is missing, its tests are skipped and name Debian's packages.
 test-nodes: $(INSTALLED)
-	$(BIN)/python -m pytest -q -rs -m nodes
+	$(BIN)/python -m pytest -q -rs -m "nodes or long"
 
 data/ml-100k: | $(INSTALLED)
 	$(BIN)/rankmixer data ml-100k --out $@

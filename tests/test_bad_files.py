@@ -132,6 +132,7 @@ def test_the_report_holds_each_once_and_the_log_their_number(
     assert warnings[-1] == "warning: data: 6 files and row groups set aside in all"
 
 
+@pytest.mark.long
 def test_two_ranks_train_without_bad_files_and_resume_without_them(tmp_path: Path) -> None:
     job = Job(tmp_path)
     train = tmp_path / "train"

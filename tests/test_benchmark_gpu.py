@@ -90,6 +90,7 @@ def test_two_runs_of_the_pipeline_on_the_cpu_are_equal() -> None:
     assert 0 < row["below the ceiling"] < 0.4
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_open_experts_agree() -> None:
     assert outcome("grouped", lambda: grouped(torch.float32, CPU))["outcome"] == "ok"

@@ -8,6 +8,7 @@ import pytest
 from benchmarks.token_parallel import time_rows
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_counts_are_those_of_the_formula() -> None:
     options = ["--preset", "tiny", "--ranks", "1", "2", "--batches", "2", "4", "--runs", "1", "--measurements", "1"]

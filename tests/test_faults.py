@@ -96,6 +96,7 @@ def test_a_rank_that_is_killed_is_named_with_the_signal(job: FaultyJob) -> None:
     assert f", pid {job.pid(1)}) was ended by SIGKILL; the system does that when memory runs out" in message
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_rank_that_raises_says_so_once_and_the_run_goes_on_as_if_nothing_had_been(job: FaultyJob) -> None:
     said = job.fail(OURS, "tokens-raises", 1, TOKENS)

@@ -35,6 +35,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_one_node_of_two_processes_and_two_nodes_of_one_train_alike(tmp_path: Path) -> None:
     job = Job(tmp_path)
@@ -68,6 +69,7 @@ def test_a_mistake_ends_torchx_with_status_2(tmp_path: Path) -> None:
     assert "b.parquet" in done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_row_that_cannot_be_read_is_said_once(tmp_path: Path) -> None:
     job = Job(tmp_path)
