@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -94,20 +95,21 @@ class ParquetFiles:
         known = {path: entry for path, entry in kept.items() if entry[0] == stamps.get(path)}
         calls = (partial(read_footer, path, found[path], held, watch) for path in left if path not in known)
         threads = min(FOOTER_THREADS, len(left))
-        read = prefetch(calls, threads, 2 * threads, watch.overdue)
         opened: list[ParquetFile] = []
-        for path in left:
-            if path in known:
-                stamp, footer = known[path]
-                opened.append(ParquetFile(path, found[path], *footer, stamp, held))
-                continue
-            file = next(read)
-            if isinstance(file, ParquetFile):
-                opened.append(replace(file, schema=schemas(file.schema)))
-            elif on_bad_file == "fail":
-                raise file
-            else:
-                bad[path] = str(file)
+        # Closed at once, whatever happens: an error would keep the threads alive as long as itself.
+        with closing(prefetch(calls, threads, 2 * threads, watch.overdue)) as read:
+            for path in left:
+                if path in known:
+                    stamp, footer = known[path]
+                    opened.append(ParquetFile(path, found[path], *footer, stamp, held))
+                    continue
+                file = next(read)
+                if isinstance(file, ParquetFile):
+                    opened.append(replace(file, schema=schemas(file.schema)))
+                elif on_bad_file == "fail":
+                    raise file
+                else:
+                    bad[path] = str(file)
         if manifest:
             now = {file.path: (file.stamp, Footer(file.schema, file.row_groups)) for file in opened if all(file.stamp)}
             if now.keys() != kept.keys() or any(path not in known for path in now):
