@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 
 from rankmixer_head.per_token_ffn import gelu
 
@@ -109,7 +109,7 @@ def has_grouped_products(s_TBD: Tensor, up_TEMD: Tensor) -> bool:
     return s_TBD.device.type == "cpu" or is_whole
 
 
-@torch.library.custom_op("rankmixer::serve_experts", mutates_args=())
+@library.custom_op("rankmixer::serve_experts", mutates_args=())
 def serve_experts(
     s_TBD: Tensor,
     gates_TBE: Tensor,

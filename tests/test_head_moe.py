@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 
 from rankmixer_head import Activity, MoEConfig, PerTokenMoE, RankMixer, RankMixerConfig
 from rankmixer_head.config import Routing
@@ -141,7 +141,7 @@ def test_the_compiler_is_told_the_truth_about_serving(dense_above: float) -> Non
     moe = random_moe().requires_grad_(False)
     s_TBD = torch.randn(B, T, D, dtype=torch.double).transpose(0, 1)  # what is returned does not lie like this
     weights = [moe.up_TEMD, moe.up_bias_TEM, moe.down_TEMD, moe.down_bias_TED]
-    torch.library.opcheck(serve_experts, (s_TBD, open_gates(2).double(), *weights, dense_above))
+    library.opcheck(serve_experts, (s_TBD, open_gates(2).double(), *weights, dense_above))
 
 
 @pytest.mark.parametrize("training", [True, False])
