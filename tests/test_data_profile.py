@@ -1,7 +1,6 @@
 """Profiles of files against plain Python on the same rows."""
 
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,64 +11,17 @@ import pytest
 
 from pipeline import data_profile, number_profile
 from pipeline.data_profile import DataProfile
-from pipeline.drift import drift, js_distance
+from pipeline.drift import drift
 from pipeline.errors import DataError
 from pipeline.files import ParquetFiles
 from pipeline.hashing import hash_integers
-from pipeline.id_counts import IdCounts
 from pipeline.schema import Schema
-
-ROWS = 700
+from tests.profiled import NUMBERS, ROWS, columns, schema_in, write
 
 
 @pytest.fixture
 def schema(tmp_path: Path) -> Schema:
-    (tmp_path / "cities.txt").write_text("".join(f"city {number}\n" for number in range(20)))
-    return Schema.model_validate(
-        {
-            "features": {
-                "user": {"kind": "id", "range": 40, "dim": 8},
-                "city": {"kind": "id", "vocabulary": str(tmp_path / "cities.txt"), "dim": 8, "default": "city 3"},
-                "item": {"kind": "id", "buckets": 50, "dim": 8, "table": "films"},
-                "seen": {"kind": "id_list", "buckets": 50, "dim": 8, "table": "films"},
-                "tags": {"kind": "id_list", "buckets": 64, "dim": 4, "separator": "|", "column": "words"},
-                "flag": {"kind": "id", "range": 2, "dim": 4},
-                "price": {"kind": "number", "transform": "log1p", "standardise": [1.0, 2.0]},
-                "age": {"kind": "number", "boundaries": [18, 30], "dim": 4, "default": 50},
-            },
-            "labels": {"click": {}, "watched": {"column": "share"}},
-            "weight": "importance",
-        }
-    )
-
-
-def columns(rows: int = ROWS) -> dict[str, list[Any]]:
-    """Rows as Python has them, with everything in them that a policy or an error is for."""
-    random = np.random.default_rng(3)
-    zipf = [min(int(value), 90) for value in random.zipf(1.3, rows)]
-    return {
-        "user": [int(value) for value in random.integers(-1, 43, rows)],
-        "city": [None if row % 9 == 0 else f"city {random.integers(24)}" for row in range(rows)],
-        "item": zipf,
-        "seen": [None if row % 11 == 0 else [int(i) for i in random.integers(99, size=row % 5)] for row in range(rows)],
-        "words": [None if row % 13 == 0 else "|".join(f"w{i}" for i in range(row % 6)) for row in range(rows)],
-        "flag": [bool(value < 20) for value in zipf],
-        "price": [
-            [1.5, None, float("nan"), -2.0, float("inf")][row % 5] if row % 7 == 0 else row / 8 for row in range(rows)
-        ],
-        "age": [None if row % 10 == 0 else int(random.integers(90)) for row in range(rows)],
-        "click": [int(random.random() < (0.9 if row >= rows - 100 else 0.3)) for row in range(rows)],
-        "share": [2.0 if row == 333 else float(random.random()) for row in range(rows)],
-        "importance": [1.0] * rows,
-    }
-
-
-def write(folder: Path, data: dict[str, list[Any]], **types: pa.DataType) -> ParquetFiles:
-    folder.mkdir()
-    table = pa.table({name: pa.array(values, types.get(name)) for name, values in data.items()})
-    pq.write_table(table.slice(0, len(table) - 100), folder / "a.parquet", row_group_size=150)
-    pq.write_table(table.slice(len(table) - 100), folder / "b.parquet", row_group_size=33)
-    return ParquetFiles.open(str(folder))
+    return schema_in(tmp_path)
 
 
 def lookups(data: dict[str, list[Any]], name: str) -> list[list[Any]]:
@@ -205,9 +157,6 @@ def test_numbers_and_labels(tmp_path: Path, schema: Schema) -> None:
     assert (profile["weight"]["mean"], profile["weight"]["refused"]["count"]) == (1.0, 0)
 
 
-NUMBERS = Schema.model_validate({"features": {"x": {"kind": "number"}}, "labels": {"click": {}}})
-
-
 def test_sampled_quantiles_are_within_their_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(number_profile, "SAMPLE", 2000)
     x = np.random.default_rng(0).lognormal(size=40_000)
@@ -284,71 +233,3 @@ def test_a_damaged_row_group_is_named(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"x.parquet, row group 1: found nothing readable .* Write the file again"):
         DataProfile(ParquetFiles.open(str(path)), NUMBERS).read()
-
-
-def test_equal_files_have_not_drifted(tmp_path: Path, schema: Schema) -> None:
-    data = columns()
-    other = DataProfile(write(tmp_path / "data", data), schema).read()
-    change = drift(DataProfile(write(tmp_path / "copy", data), schema).read(other), other)
-    assert {one["js_distance"] for kind in ("ids", "numbers") for one in change[kind].values()} == {0.0}
-    assert {(one["unseen"], one["unseen_error"]) for one in change["ids"].values()} == {(0.0, 0.0)}
-    assert change["labels"]["click"]["z"] == 0.0
-    assert not any(one["drifted"] for kind in change.values() for one in kind.values())
-
-
-def test_drift_is_found(tmp_path: Path, schema: Schema) -> None:
-    before, after = columns(), columns()
-    after["item"] = [value + 3 for value in before["item"]]
-    after["price"] = [row / 4 for row in range(ROWS)]
-    after["click"] = [1 - click for click in before["click"]]
-    other = DataProfile(write(tmp_path / "after", after), schema).read()
-    change = drift(DataProfile(write(tmp_path / "before", before), schema).read(other), other)
-    seen = set(before["item"])
-    assert change["ids"]["item"]["unseen"] == pytest.approx(np.mean([value not in seen for value in after["item"]]))
-    assert change["labels"]["click"]["rate"] == pytest.approx(1 - change["labels"]["click"]["against"])
-    assert change["numbers"]["price"]["mean_shift"] > 0.5
-    drifted = {name for kind in change.values() for name, one in kind.items() if one["drifted"]}
-    assert drifted == {"item", "price", "click"}
-
-
-def test_a_constant_that_moves_has_drifted(tmp_path: Path) -> None:
-    files = []
-    for constant in (5.0, 3.0):
-        path = tmp_path / f"{constant}.parquet"
-        pq.write_table(pa.table({"x": [constant] * 200, "click": [0] * 200}), path)
-        files.append(ParquetFiles.open(str(path)))
-    other = DataProfile(files[1], NUMBERS).read()
-    change = drift(DataProfile(files[0], NUMBERS).read(other), other)["numbers"]["x"]
-    assert (change["js_distance"], change["mean_shift"], change["drifted"]) == (1.0, None, True)
-
-
-def test_unseen_lookups_are_estimated_within_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.id_profile.IdCounts", partial(IdCounts, capacity=1024))
-    schema = Schema.model_validate(
-        {"features": {"item": {"kind": "id", "buckets": 9999, "dim": 4}}, "labels": {"click": {}}}
-    )
-    random, rows = np.random.default_rng(1), 60_000
-    shares = np.cumsum(np.arange(1, 30_001.0) ** -0.9)
-    items = {name: np.searchsorted(shares / shares[-1], random.random(rows)) for name in ("before", "after")}
-    items["after"] = np.where(items["after"] % 5 == 0, -1 - items["after"], items["after"])  # a fifth of the ids is new
-    profiles = {}
-    for name, item in items.items():
-        (tmp_path / name).mkdir()
-        pq.write_table(pa.table({"item": item, "click": np.zeros(rows)}), tmp_path / name / "x.parquet")
-        profiles[name] = DataProfile(ParquetFiles.open(str(tmp_path / name)), schema)
-    before = profiles["before"].read(profiles["after"].read())
-    change = drift(before, profiles["after"])["ids"]["item"]
-    assert 0 < change["unseen_error"] < 0.02
-    exact = (~np.isin(items["after"], items["before"])).mean()
-    assert change["unseen"] == pytest.approx(exact, abs=4 * change["unseen_error"])
-    assert change["drifted"]
-    assert before.ids["item"].watch is not None
-    assert len(before.ids["item"].watch.keys) <= 2 * 1024
-
-
-def test_chance_alone_shows_the_distance_that_is_said() -> None:
-    random, shares = np.random.default_rng(0), np.arange(1, 257) / np.arange(1, 257).sum()
-    distances = [js_distance(random.multinomial(4000, shares), random.multinomial(9000, shares)) for _ in range(20)]
-    squares = [distance**2 for distance, _ in distances if distance is not None]
-    assert distances[0][1] is not None
-    assert np.mean(squares) == pytest.approx(distances[0][1] ** 2, rel=0.1)
