@@ -1,7 +1,4 @@
-import gc
 import tempfile
-import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,89 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torchrec.sparse.jagged_tensor_validator import validate_keyed_jagged_tensor
 
-from pipeline.batch import Batch
 from pipeline.dataset import ParquetDataset
-from pipeline.decode import Decoder, Read
-from pipeline.errors import DataError
+from pipeline.decode import Decoder
 from pipeline.order import permutation, windows
 from pipeline.reader import BatchReader
 from pipeline.schema import Schema
-
-LOCAL = fsspec.filesystem("file")
-SCHEMA = Schema.model_validate(
-    {
-        "features": {
-            "user": {"kind": "id", "range": 100, "dim": 4},
-            "tags": {"kind": "id_list", "range": 100, "dim": 4, "weights": "tag_weights"},
-            "price": {"kind": "number"},
-        },
-        "labels": {"click": {}, "buy": {}},
-        "weight": "importance",
-    }
-)
-
-
-def table(first: int, rows: int) -> pa.Table:
-    """Rows that can be told apart, numbered from `first`."""
-    numbers = range(first, first + rows)
-    return pa.table(
-        {
-            "row": pa.array(numbers, pa.int64()),
-            "user": pa.array([number % 100 for number in numbers], pa.int32()),
-            "tags": pa.array([[number % 7] * (number % 4) for number in numbers], pa.list_(pa.int16())),
-            "tag_weights": pa.array([[number / 8] * (number % 4) for number in numbers], pa.list_(pa.float64())),
-            "price": pa.array([number / 2 for number in numbers], pa.float64()),
-            "click": pa.array([number % 2 for number in numbers], pa.int8()),
-            "buy": pa.array([number % 3 == 0 for number in numbers], pa.bool_()),
-            "importance": pa.array([1 + number % 5 for number in numbers], pa.float32()),
-        }
-    )
-
-
-def write(folder: str, files: list[list[int]], filesystem: fsspec.AbstractFileSystem = LOCAL) -> list[str]:
-    """One file for each list, with row groups of those sizes; rows are numbered through."""
-    paths, first = [], 0
-    for number, groups in enumerate(files):
-        paths.append(f"{folder}/part-{number:03d}.parquet")
-        with filesystem.open(paths[-1], "wb") as stream, pq.ParquetWriter(stream, table(0, 0).schema) as writer:
-            for rows in groups:
-                writer.write_table(table(first, rows))
-                first += rows
-    return paths
-
-
-def check(batch: Batch) -> list[int]:
-    """The rows of a batch, after everything else in it was compared with them."""
-    assert validate_keyed_jagged_tensor(batch.sparse)
-    assert batch.keys is not None
-    rows = batch.keys["row"].to_pylist()
-    padding = len(batch.weights_B) - len(rows)
-    tags = [row.tolist() for row in batch.sparse["tags"].to_dense()]
-    assert [row.tolist() for row in batch.sparse["user"].to_dense()] == [[row % 100] for row in rows] + [[]] * padding
-    assert tags == [[row % 7] * (row % 4) for row in rows] + [[]] * padding
-    weights = [1.0] * len(rows) + [row / 8 for row in rows for _ in range(row % 4)]
-    np.testing.assert_allclose(batch.sparse.weights(), weights, rtol=1e-6)
-    np.testing.assert_allclose(batch.dense_BF, [[row / 2] for row in rows] + [[0]] * padding)
-    assert batch.labels_BK.tolist() == [[row % 2, row % 3 == 0] for row in rows] + [[0, 0]] * padding
-    assert batch.weights_B.tolist() == [1 + row % 5 for row in rows] + [0] * padding
-    return rows
-
-
-def read(
-    dataset: ParquetDataset, batch_size: int, world_size: int, epoch: int, row: int, **keys: Any
-) -> list[list[int]]:
-    """The rows of every step, ranks one after the other; all ranks must take the same number of steps."""
-    ranks = []
-    for rank in range(world_size):
-        reader = BatchReader(dataset, batch_size, rank, world_size, **keys)
-        batches = list(reader.epoch(epoch, row))
-        assert len(batches) == reader.steps(row)
-        assert {len(batch.weights_B) for batch in batches} == {batch_size // world_size}
-        ranks.append([check(batch) for batch in batches])
-    return [[row for rank in step for row in rank] for step in zip(*ranks, strict=True)]
-
+from tests.told_apart import SCHEMA, check, read, table, write
 
 shapes = st.lists(st.lists(st.integers(0, 13), max_size=3), min_size=1, max_size=3)
 
@@ -304,55 +225,3 @@ def test_positions_that_cannot_be(dataset: ParquetDataset) -> None:
         reader.epoch(0, row=103)
     with pytest.raises(ValueError, match="steps: found 12; expected at most the 11 that are left in the epoch"):
         reader.epoch(0, steps=12)
-
-
-def prefetching() -> set[str]:
-    return {thread.name for thread in threading.enumerate() if thread.name.startswith("prefetch")}
-
-
-def test_closing_early_stops_every_thread(dataset: ParquetDataset) -> None:
-    assert not prefetching()
-    batches = BatchReader(dataset, 5, threads=3, window_rows=10).epoch()
-    next(batches)
-    assert prefetching()
-    batches.close()
-    assert not prefetching()
-    # So does forgetting the iterator.
-    next(iter(BatchReader(dataset, 5, threads=3, window_rows=10).epoch()))
-    gc.collect()
-    assert not prefetching()
-
-
-def test_an_error_comes_in_place_of_its_batch_and_stops_the_threads(tmp_path: Path) -> None:
-    columns = {"user": [1] * 30 + [9], "click": [0] * 31}
-    pq.write_table(pa.table(columns), tmp_path / "a.parquet", row_group_size=10)
-    schema = Schema.model_validate(
-        {"features": {"user": {"kind": "id", "range": 9, "dim": 4}}, "labels": {"click": {}}}
-    )
-    batches = BatchReader(ParquetDataset(str(tmp_path), schema), 10, shuffle=False, window_rows=10).epoch()
-    for _ in range(3):
-        next(batches)
-    with pytest.raises(DataError, match="row group 3, row 30, column 'user': found 9"):
-        next(batches)
-    assert list(batches) == []
-    assert not prefetching()
-
-
-def test_batches_are_prepared_while_the_last_one_is_used(
-    dataset: ParquetDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    decoded: list[int] = []
-    opening = Decoder.open
-
-    def counting(*arguments: Any) -> Read:
-        decoded.append(1)
-        return opening(*arguments)
-
-    monkeypatch.setattr(Decoder, "open", counting)
-    batches = BatchReader(dataset, 2, threads=2, window_rows=1).epoch()
-    next(batches)
-    deadline = time.monotonic() + 10
-    while len(decoded) < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert len(decoded) >= 2
-    batches.close()
