@@ -18,6 +18,7 @@ from launch.paths import checkpoints_of
 from launch.peak import peak_flops
 from launch.report import print_result
 from launch.saving import Saver
+from launch.tracking import tracker_of
 from launch.versions import versions
 from pipeline.checkpoint import Checkpoints
 from pipeline.collective import together
@@ -115,6 +116,7 @@ class Training:
             total_steps=self.total_steps,
             resume_step=self.meta["position"]["step"] if resumed else 0,
             seconds=self.config.train.log_seconds,
+            listener=tracker_of(self.config),
         )
         journal.event(
             "start",
