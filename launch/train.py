@@ -18,6 +18,7 @@ from launch.paths import checkpoints_of
 from launch.peak import peak_flops
 from launch.report import print_result
 from launch.saving import Saver
+from launch.traces import StepTrace
 from launch.tracking import tracker_of
 from launch.versions import versions
 from pipeline.checkpoint import Checkpoints
@@ -82,6 +83,7 @@ class Training:
         self.bad_files = BadFileReport(config.run.directory, self.journal)
         self.judge = Judge(config, self.built, ranks, self.journal, self.bad_files, self.meta)
         self.saver = Saver(config, self.built, ranks, self.checkpoints, self.journal)
+        self.trace = StepTrace(config.train.profile, ranks.rank, config.run.directory, self.journal)
         self.pipeline = AgreedPipeline(self.built.model, self.built.optimizer, ranks.device, ranks.control)
         self.loop = Loop(
             pipeline=self.pipeline,
@@ -92,6 +94,7 @@ class Training:
             report=self.report,
             evaluate=self.evaluate,
             save=self.save,
+            step_context=self.trace.step,
         )
         if ranks.roll_call:
             ranks.roll_call.steps_done = lambda: position.step
@@ -142,6 +145,7 @@ class Training:
         except DivergedError as error:
             raise DivergedError(self._diagnosis(error)) from None
         finally:
+            self.trace.close(self.loop.position.step)
             if self.journal:
                 self.journal.close()
 

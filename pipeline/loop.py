@@ -6,6 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -73,6 +74,7 @@ class Loop:
         report: every `pace.log_every` steps and at boundaries, on every rank.
         evaluate: at its boundaries; returns True to stop early.
         save: at its boundaries, after evaluation.
+        step_context: what to train a step in, given its number, the first being 1.
     """
 
     pipeline: AgreedPipeline
@@ -83,6 +85,7 @@ class Loop:
     report: StepReport
     evaluate: Callable[[Position], bool]
     save: Callable[[Position], None]
+    step_context: Callable[[int], AbstractContextManager[None]] = lambda step: nullcontext()
     _losses: list[torch.Tensor] = field(default_factory=list)
     _since: float = 0.0
 
@@ -125,7 +128,8 @@ class Loop:
         start = self.position.row
         for done in range(1, steps + 1):
             self.before_step(self.position.step)
-            self._losses.append(self.pipeline.progress(batches).loss)
+            with self.step_context(self.position.step + 1):
+                self._losses.append(self.pipeline.progress(batches).loss)
             self.position.step += 1
             epoch = self.position.epoch
             self.position.epoch, self.position.row = self.reader.next_position(epoch, start, done)
