@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from launch.grammar import Commands
+from launch.grammar import Commands, add_json
+
+if TYPE_CHECKING:
+    from pipeline.build_vocabulary import Written
 
 
 def add_data(commands: Commands) -> None:
@@ -58,6 +63,7 @@ def add_data(commands: Commands) -> None:
         "--against", nargs="+", default=[], metavar="FILES", help="other files, to show the drift to them"
     )
     profile.add_argument("--out", help="JSON file to write; must not exist")
+    add_json(profile)
 
     vocab = commands.add(
         "vocab",
@@ -71,6 +77,7 @@ def add_data(commands: Commands) -> None:
     )
     vocab.add_argument("--min-count", type=int, default=1, help="leave out values that occur less often")
     vocab.add_argument("--out", help="folder to write to; default: where the feature schema expects the files")
+    add_json(vocab)
 
     commands.add(
         "schema",
@@ -116,23 +123,29 @@ def _profile(arguments: argparse.Namespace) -> None:
     from launch.show_profile import show_profile
 
     schema = load_config(arguments.config).feature_schema
-    show_profile(arguments.files, schema, arguments.against, arguments.out)
+    show_profile(arguments.files, schema, arguments.against, arguments.out, as_json=arguments.json)
 
 
 def _vocab(arguments: argparse.Namespace) -> None:
     from launch.config import load_config
+    from launch.output import show
     from pipeline.build_vocabulary import build_vocabularies
 
     overrides = [word for word in arguments.features if "=" in word]
     names = [word for word in arguments.features if "=" not in word]
     config = load_config(arguments.config, overrides, vocabularies_to_be_written=True)
     schema, files = config.feature_schema, config.data.train
-    for file in build_vocabularies(schema, files, names, out=arguments.out, min_count=arguments.min_count):
-        broken = f"; {file.broken:,} occurrences with a line break left out" if file.broken else ""
-        print(
-            f"{file.path}: {file.words:,} words of {file.values:,} values, {file.covered:.2%} of "
-            f"{file.occurrences:,} occurrences{broken}"
-        )
+    written = build_vocabularies(schema, files, names, out=arguments.out, min_count=arguments.min_count)
+    found = {"vocabularies": [{**asdict(file), "path": str(file.path)} for file in written]}
+    show(found, *map(_sentence, written), as_json=arguments.json)
+
+
+def _sentence(file: Written) -> str:
+    broken = f"; {file.broken:,} occurrences with a line break left out" if file.broken else ""
+    return (
+        f"{file.path}: {file.words:,} words of {file.values:,} values, {file.covered:.2%} of "
+        f"{file.occurrences:,} occurrences{broken}"
+    )
 
 
 def _schema(_: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from launch.grammar import Commands, add_checkpoint, add_config
+from launch.grammar import Commands, add_checkpoint, add_config, add_json
 
 
 def add_jobs(commands: Commands) -> None:
@@ -25,6 +25,7 @@ def add_jobs(commands: Commands) -> None:
     )
     add_config(evaluate)
     add_checkpoint(evaluate)
+    add_json(evaluate)
 
     predict = commands.add(
         "predict",
@@ -51,6 +52,7 @@ def add_jobs(commands: Commands) -> None:
     plan.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     plan.add_argument("--hbm-gb", type=float, default=80.0, help="device memory of a rank")
     plan.add_argument("--ddr-gb", type=float, default=64.0, help="host memory of a rank")
+    add_json(plan)
 
 
 def _columns(text: str) -> list[str]:
@@ -77,7 +79,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from launch.config import load_config
     from launch.evaluate import evaluate_checkpoint
 
-    evaluate_checkpoint(load_config(arguments.config, arguments.overrides), arguments.checkpoint)
+    config = load_config(arguments.config, arguments.overrides)
+    evaluate_checkpoint(config, arguments.checkpoint, as_json=arguments.json)
 
 
 def _predict(arguments: argparse.Namespace) -> None:
@@ -112,4 +115,5 @@ def _plan(arguments: argparse.Namespace) -> None:
             hbm_bytes=int(arguments.hbm_gb * 2**30) if arguments.device == "cuda" else 0,
             ddr_bytes=int(arguments.ddr_gb * 2**30),
         ),
+        as_json=arguments.json,
     )

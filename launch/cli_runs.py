@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from launch.grammar import Commands
+from launch.grammar import Commands, add_json
 
 
 def add_runs(commands: Commands) -> None:
@@ -16,6 +16,7 @@ def add_runs(commands: Commands) -> None:
         "rankmixer report runs/ml-100k",
     )
     report.add_argument("run", help="run.directory of a training run that has finished")
+    add_json(report)
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -24,4 +25,4 @@ def _report(arguments: argparse.Namespace) -> None:
     check_trio()
     from launch.report import report
 
-    report(arguments.run)
+    report(arguments.run, as_json=arguments.json)

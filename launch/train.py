@@ -14,9 +14,9 @@ from launch.health import layer_statistics
 from launch.job import evaluate, restore, training_reader
 from launch.judging import Judge
 from launch.learnt import with_schema_to_train
+from launch.output import print_result
 from launch.paths import checkpoints_of
 from launch.peak import peak_flops
-from launch.report import print_result
 from launch.saving import Saver
 from launch.traces import StepTrace
 from launch.tracking import tracker_of
