@@ -56,7 +56,7 @@ class Checkup:
             *in_labels(train, "training rows"),
             *in_labels(rows, "evaluation rows"),
             *in_unknown_ids(train, rows),
-            *in_experts(evaluation.load_LTE.tolist() if evaluation.load_LTE is not None else []),
+            *in_experts([] if evaluation.load_LTE is None or is_first else evaluation.load_LTE.tolist()),
         ]
         if self._losses:
             loss = sum(self._losses) / len(self._losses)

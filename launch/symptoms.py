@@ -183,7 +183,7 @@ def in_skew(train: Rows, evaluated: Rows, train_loss: float, evaluated_loss: flo
 
 
 def in_metrics(metrics: Mapping[str, float], tasks: Sequence[str], rows: Rows, first: bool) -> list[Symptom]:
-    """In the metrics of an evaluation; but for constant predictions from the second one on.
+    """In the metrics of an evaluation; from the second one on, but for constant predictions.
 
     >>> rows = Rows({"click": 250.0}, 1000.0, {})
     >>> [s.name for s in in_metrics({"auc": 0.5, "ne": 1.2, "calibration": 2.0}, ["click"], rows, first=False)]
