@@ -17,11 +17,13 @@ from launch.health import largest_weight, layer_statistics
 from launch.job import evaluate, restore, training_reader
 from launch.judging import Judge
 from launch.learnt import with_schema_to_train
+from launch.output import print_result
 from launch.paths import checkpoints_of
 from launch.peak import peak_flops
-from launch.report import print_result
 from launch.rollback import Rollbacks
 from launch.saving import Saver
+from launch.traces import StepTrace
+from launch.tracking import tracker_of
 from launch.versions import versions
 from pipeline.checkpoint import Checkpoints
 from pipeline.collective import together
@@ -96,6 +98,7 @@ class Training:
         self.checkup = Checkup(config, ranks, self.journal)
         self.judge = Judge(config, self.built, ranks, self.journal, self.bad_files, self.checkup, self.meta)
         self.saver = Saver(config, self.built, ranks, self.checkpoints, self.journal, self.checkup)
+        self.trace = StepTrace(config.train.profile, ranks.rank, config.run.directory, self.journal)
         self.pipeline = AgreedPipeline(self.built.model, self.built.optimizer, ranks.device, ranks.control)
         self.loop = Loop(
             pipeline=self.pipeline,
@@ -110,6 +113,7 @@ class Training:
             weights_are_finite=lambda: math.isfinite(largest_weight(self.built.model)),
             passes_over=rollbacks.starts,
             careful_until=rollbacks.careful_until,
+            step_context=self.trace.step,
         )
         if ranks.roll_call:
             ranks.roll_call.steps_done = lambda: position.step
@@ -139,6 +143,7 @@ class Training:
             total_steps=self.total_steps,
             resume_step=resume_step,
             seconds=self.config.train.log_seconds,
+            listener=tracker_of(self.config),
         )
         journal.event(
             "start",
@@ -166,6 +171,7 @@ class Training:
         except DivergedError as error:
             raise DivergedError(error.what, error.step, error.batch, self._diagnosis(error)) from None
         finally:
+            self.trace.close(self.loop.position.step)
             if self.journal:
                 self.journal.close()
 

@@ -6,6 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -91,6 +92,7 @@ class Loop:
         weights_are_finite: whether all weights of all ranks are. Collective.
         passes_over: (epoch, row) where batches begin that are not trained on.
         careful_until: up to this step loss and weights are looked at after each step.
+        step_context: what to train a step in, given its number, the first being 1.
     """
 
     pipeline: AgreedPipeline
@@ -105,6 +107,7 @@ class Loop:
     weights_are_finite: Callable[[], bool] = lambda: True
     passes_over: Sequence[tuple[int, int]] = ()
     careful_until: int = 0
+    step_context: Callable[[int], AbstractContextManager[None]] = lambda step: nullcontext()
     _losses: list[torch.Tensor] = field(default_factory=list)
     _batch: tuple[int, int] = (0, 0)
     _since: float = 0.0
@@ -168,7 +171,8 @@ class Loop:
         for done in range(1, steps + 1):
             self._batch = self._here()
             self.before_step(self.position.step)
-            output = self.pipeline.progress(batches)
+            with self.step_context(self.position.step + 1):
+                output = self.pipeline.progress(batches)
             self._losses.append(output.loss)
             self.position.step += 1
             epoch = self.position.epoch
