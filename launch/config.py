@@ -115,6 +115,9 @@ class TrainConfig(Strict):
     evaluate_every: PositiveInt | None = Field(None, description="steps; None: at the end of each epoch")
     checkpoint_every: PositiveInt | None = Field(None, description="steps; None: at each evaluation")
     early_stopping: EarlyStopping | None = None
+    on_divergence: Literal["stop", "rollback"] = Field(
+        "stop", description="rollback: leave out the batch after which loss or weights are not finite, 3 times at most"
+    )
     seed: int = Field(0, ge=0)
     log_seconds: NonNegativeFloat = Field(5.0, description="seconds between progress lines when not on a terminal")
     log_steps: PositiveInt = Field(10, description="steps between records in log.jsonl and TensorBoard")
@@ -184,6 +187,10 @@ class Config(Strict):
         if self.data.stream and self.train.epochs != 1:
             raise ValueError(
                 f"train.epochs is {self.train.epochs}, but data.stream trains on each file once; leave it out"
+            )
+        if self.data.stream and self.train.on_divergence == "rollback":
+            raise ValueError(
+                "train.on_divergence is 'rollback', but a stream does not go back to earlier portions; set it to stop"
             )
         if self.data.stream and self.optimizer.schedule.decay != "none" and self.train.max_steps is None:
             raise ValueError(
