@@ -140,14 +140,14 @@ def test_a_save_cut_short_is_no_checkpoint(
         expected = RuntimeError if isinstance(error, OSError) else KeyboardInterrupt
         with pytest.raises(expected, match=r"cannot save .*step-00000002: OSError.*No space|^$"):
             checkpoints.save(2, state(2.0), {})
-    left = "step-00000002" in checkpoints._directories()
+    left = "step-00000002" in checkpoints._files.directories()
     assert left == isinstance(error, KeyboardInterrupt)  # an error is cleaned up after, a kill is not
     assert checkpoints.names() == ["step-00000001"]
     assert checkpoints.latest() == "step-00000001"
     with pytest.raises(ValueError, match="has no checkpoint 'step-00000002'; it has step-00000001"):
         checkpoints.load("step-00000002", state())
     checkpoints.save(3, state(3.0), {})
-    assert checkpoints._directories() == ["step-00000001", "step-00000003"]
+    assert checkpoints._files.directories() == ["step-00000001", "step-00000003"]
 
 
 def test_a_manifest_cut_short_is_no_manifest(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_what_cannot_be_removed_is_warned_of(tmp_path: Path, monkeypatch: pytest
     def refuse(path: str, recursive: bool) -> None:
         raise OSError("read-only")
 
-    monkeypatch.setattr(checkpoints._filesystem, "rm", refuse)
+    monkeypatch.setattr(checkpoints._files.filesystem, "rm", refuse)
     with pytest.warns(UserWarning, match=r"cannot remove the checkpoint .*step-00000001: read-only"):
         checkpoints.save(2, state(2.0), {})
     assert checkpoints.latest() == "step-00000002"
