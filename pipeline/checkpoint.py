@@ -19,12 +19,13 @@ import json
 import math
 import os
 import warnings
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 from torch.distributed.checkpoint import DefaultSavePlanner
 
-from pipeline.checkpoint_files import META, CheckpointFiles
-from pipeline.checkpoint_load import load
+from pipeline.checkpoint_files import META, CheckpointFiles, Damage
+from pipeline.checkpoint_load import damage_of, load
 from pipeline.checkpoint_plan import check_tensors, decode, encode
 from pipeline.collective import on_rank_0, rank, together
 from pipeline.safetensors_storage import SafetensorsWriter
@@ -59,10 +60,11 @@ class Checkpoints:
         self.directory = os.fspath(directory)
         self._keep = keep
         self._files = CheckpointFiles(directory)
+        self._whole: str | None = None
 
     def names(self) -> list[str]:
-        """The checkpoints that exist, by step. Not collective."""
-        return list(self._files.manifests())
+        """The checkpoints that exist, damaged or not, by step. Not collective."""
+        return self._files.names()
 
     def latest(self) -> str | None:
         """The checkpoint of the highest step. Collective: every rank gets rank 0's answer."""
@@ -70,9 +72,52 @@ class Checkpoints:
         return latest
 
     def best(self) -> str | None:
-        """The checkpoint of the highest metric, the first of equals. Collective, as `latest`."""
-        best: str | None = on_rank_0(f"cannot list {self._files.root}", self._best)
+        """The checkpoint of the highest metric, the first of equals. Collective, as `latest`.
+
+        Raises:
+            ValueError: a manifest is damaged, so that the metric of its checkpoint is not known.
+        """
+
+        def choose() -> str | None:
+            for name, damage in self._files.with_damaged_manifest().items():
+                raise self._files.error(name, damage)
+            return next(iter(self._files.by_metric()), None)
+
+        best: str | None = on_rank_0(f"cannot say which checkpoint of {self._files.root} is the best", choose)
         return best
+
+    def whole(self, which: Literal["latest", "best"]) -> tuple[str | None, dict[str, Damage]]:
+        """The latest or best checkpoint that is whole to the last byte, and what is wrong with those before it.
+
+        Where one is whole, those before it are set aside: renamed to `damaged-NAME`, they are no checkpoints any more.
+        Where none is, nothing is touched. Collective: every rank gets the same answer, and `load` takes it.
+
+        Raises:
+            ValueError: a file cannot be read, which may pass, or is of a format that is not known here.
+        """
+
+        def candidates() -> list[str]:
+            files = self._files
+            return files.names()[::-1] if which == "latest" else [*files.with_damaged_manifest(), *files.by_metric()]
+
+        def set_aside() -> dict[str, str]:
+            asides = {}
+            for name in damaged:
+                try:
+                    asides[name] = self._files.set_aside(name)
+                except OSError as error:  # the job can go on: it knows what to leave alone
+                    warnings.warn(f"cannot rename the damaged {self._files.path(name)}: {error}", stacklevel=2)
+            return asides
+
+        damaged: dict[str, Damage] = {}
+        for name in on_rank_0(f"cannot list {self._files.root}", candidates):
+            damage = damage_of(self._files, name)
+            if damage is None:
+                self._whole = name
+                asides = on_rank_0("cannot set damaged checkpoints aside", set_aside)
+                return name, {name: replace(damage, aside=asides.get(name)) for name, damage in damaged.items()}
+            damaged[name] = damage
+        return None, damaged
 
     def meta(self, name: str) -> dict[str, Any]:
         """The `meta` of a checkpoint. Not collective.
@@ -80,8 +125,9 @@ class Checkpoints:
         Raises:
             ValueError: there is no such checkpoint, or it is damaged.
         """
-        self._files.verify(name)
-        self._files.verify_contents(name, [META])
+        damage = self._files.damage(name) or self._files.damage_of_contents(name, [META])
+        if damage:
+            raise self._files.error(name, damage)
         return dict(self._files.read_json(name, META))
 
     def save(self, step: int, state: dict[str, Any], meta: dict[str, Any], *, metric: float | None = None) -> str:
@@ -152,19 +198,17 @@ class Checkpoints:
         Raises:
             ValueError: there is no such checkpoint, a file is not the one saved, or tensors do not fit.
         """
+        seen_whole, self._whole = self._whole, None
+        if name != seen_whole:
+            damage = damage_of(self._files, name)
+            if damage:
+                raise self._files.error(name, damage)
         return load(self._files, name, state)
-
-    def _best(self) -> str | None:
-        metrics = {name: manifest["metric"] for name, manifest in self._files.manifests().items()}
-        return max(
-            (name for name in metrics if metrics[name] is not None), key=lambda name: metrics[name], default=None
-        )
 
     def _prune(self, saved: str) -> None:
         """Remove the checkpoints not kept and what killed saves left."""
-        kept = {saved, *self.names()[-self._keep :], self._best()}
-        for name in self._files.directories():
-            if name not in kept and self._files.url(name) not in _in_progress:
+        for name in self._files.surplus(self._keep, saved):
+            if self._files.url(name) not in _in_progress:
                 try:
                     self._files.remove(name)
                 except OSError as error:  # the new checkpoint is whole; the old one is tried again at the next save
