@@ -2,8 +2,8 @@
 
     python -m benchmarks.checkpoint_mutations [--count 1000] [--seed 0]
 
-Each mutation changes one byte of one file of the newer of two checkpoints, or cuts the file short. It is that of two ranks:
-tables sharded by rows and by columns, their optimizer state, dense weights and moments in several dtypes.
+Each mutation changes one byte of one file of the newer of two checkpoints, or cuts the file short. It is that of two
+ranks: tables sharded by rows and by columns, their optimizer state, dense weights and moments in several dtypes.
 Then a run resumes, and the checkpoint is asked for by its name. A mutation is
 
     detected    resuming names the file and takes the checkpoint before; asking is one error that names the file, and
