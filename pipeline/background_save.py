@@ -121,8 +121,7 @@ class BackgroundSaves:
         assert self._saving is not None
         try:
             self._mine = self._saving.write(self._meeting)
-        except Exception as error:
-            self._error = error
-        else:
             if self._mine is not None:
                 self._tell(self._mine)
+        except Exception as error:
+            self._error = error

@@ -177,6 +177,7 @@ class Saving:
         self._writer.finish(self._metadata, [])
         files = {file: entry for part in [*parts, self._writer.files] for file, entry in part.items()}
         files[META] = self._files.write_json(self.name, META, self._meta)
+        files = dict(sorted(files.items()))
         if lost := self._files.wrong_size(self.name, files):  # somebody removes files under the job
             raise FileNotFoundError(errno.ENOENT, f"{lost.file} is not as it was written")
         self._files.write_manifest(self.name, self._step, self._metric, files)

@@ -60,6 +60,7 @@ class StoreMeeting:
     """
 
     def __init__(self, store: dist.Store | None, rank: int, world_size: int) -> None:
+        assert store is not None or world_size == 1, "ranks that write in threads need a store"
         # A connection of its own: process groups use the store too, and one that waits is taken.
         self._store = store.clone() if store is not None and world_size > 1 else None  # type: ignore[attr-defined]
         self._rank, self._world_size = rank, world_size
