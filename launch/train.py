@@ -175,11 +175,13 @@ class Training:
             raise DivergedError(error.what, error.step, error.batch, self._diagnosis(error)) from None
         finally:
             self.trace.close(self.loop.position.step)
+            self.saver.close()
             if self.journal:
                 self.journal.close()
 
     def _diagnosis(self, error: DivergedError) -> str:
         """What went wrong, what the layers look like, what is safe and what to do. Collective; recorded in the log."""
+        self.saver.wait()
         checkpoint = self.checkpoints.latest()
         layers = layer_statistics(self.built.model)
         if self.journal:
@@ -242,6 +244,7 @@ class Training:
     def finish(self) -> dict[str, Any]:
         """The run's result: its last evaluation, and the test metrics of its best checkpoint."""
         config = self.config
+        self.saver.finish()
         result: dict[str, Any] = {"steps": self.loop.position.step, **self.judge.metrics}
         if config.data.test is not None:
             best, damaged = choose_whole(self.checkpoints, self.ranks, "best")

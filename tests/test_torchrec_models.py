@@ -188,7 +188,9 @@ def test_the_plan_shows_parameters_and_flops(arch: str, tmp_path: Path, capsys: 
 
 def train_all(rank: int, world_size: int, folder: str, config: str, overrides: list[str]) -> dict[str, Any]:
     """Train each on these ranks, and load its last checkpoint into a new model."""
-    ranks = Ranks(rank, world_size, rank, world_size, torch.device("cpu"), dist.new_group(backend="gloo"))
+    store = dist.FileStore(f"{folder}/messages", world_size)
+    control = dist.new_group(backend="gloo")
+    ranks = Ranks(rank, world_size, rank, world_size, torch.device("cpu"), control, store=store)
     results = {}
     for arch in ARCHS:
         run = load_config(config, [*overrides, f"model.arch={arch}", f"run.directory={folder}/{arch}"])
