@@ -9,8 +9,10 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 from launch.errors import run_reporting_errors
+from launch.preemption import sigterm_unwinds
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -19,7 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; return the exit status: 0, 2 for the user's mistake, 1 for anything else."""
     parsed = parser().parse_args(arguments)
     _quiet_libraries()
-    status = run_reporting_errors(lambda: parsed.command(parsed))
+    with sigterm_unwinds() if parsed.name != "train" else nullcontext():
+        status = run_reporting_errors(lambda: parsed.command(parsed))
     # Gloo joins a group's threads when the last reference to the group goes, and models and tracebacks refer to theirs
     # in cycles. A thread that lets a tensor go while Python shuts down ends a finished job with SIGABRT.
     gc.collect()
@@ -180,6 +183,9 @@ def _train(arguments: argparse.Namespace) -> None:
 
     config = load_config(arguments.config, arguments.overrides)
     check_training(config)
+    from launch.retries import check_try
+
+    check_try(config)
     from launch.train import train
 
     train(config)

@@ -6,13 +6,14 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 
 from pipeline.batch import Batch
+from pipeline.errors import Preempted
 from pipeline.reader import BatchReader
 from pipeline.train_pipeline import AgreedPipeline
 
@@ -23,11 +24,16 @@ class DivergedError(ValueError):
 
 @dataclass
 class Position:
-    """Where training stands: after `step` steps, the next row is `row` of `epoch`. Valid for any number of ranks."""
+    """Where training stands: after `step` steps, the next row is `row` of `epoch`. Valid for any number of ranks.
+
+    Args:
+        evaluation_due: the evaluation that belongs here has not ended.
+    """
 
     step: int = 0
     epoch: int = 0
     row: int = 0
+    evaluation_due: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,7 @@ class Loop:
         report: every `pace.log_every` steps and at boundaries, on every rank.
         evaluate: at its boundaries; returns True to stop early.
         save: at its boundaries, after evaluation.
+        save_early: before leaving between them, because the job was told to leave.
     """
 
     pipeline: AgreedPipeline
@@ -83,12 +90,30 @@ class Loop:
     report: StepReport
     evaluate: Callable[[Position], bool]
     save: Callable[[Position], None]
+    save_early: Callable[[Position], None]
+    _saved: Position | None = None
     _losses: list[torch.Tensor] = field(default_factory=list)
     _since: float = 0.0
 
     def run(self) -> bool:
-        """Train to the end of the pace, or until `evaluate` says to stop: then True."""
+        """Train to the end of the pace, or until `evaluate` says to stop: then True.
+
+        Raises:
+            Preempted: the job was told to leave, and the position is saved. An evaluation is abandoned: it is the
+                first thing that whoever goes on from there does.
+        """
+        self._saved = self._saved or replace(self.position)
+        try:
+            return self._run()
+        except Preempted:
+            if self.position != self._saved:
+                self.save_early(self.position)
+            raise
+
+    def _run(self) -> bool:
         last_step = self.pace.total_steps(self.position, self.reader)
+        if self.position.evaluation_due and self._boundary(last_step):
+            return True
         while self.position.step < last_step:
             batches = self.reader.epoch(self.position.epoch, self.position.row)
             try:
@@ -102,13 +127,22 @@ class Loop:
         while self.position.epoch == epoch and self.position.step < last_step:
             steps = min(self._steps_to_boundary(), last_step - self.position.step)
             self._train(itertools.islice(batches, steps), steps)
-            at_end = self.position.epoch != epoch or self.position.step == last_step
-            stop = self._is_due(self.pace.evaluate_every, at_end) and self.evaluate(self.position)
-            if stop or self._is_due(self.pace.checkpoint_every or self.pace.evaluate_every, at_end):
-                self.save(self.position)
-            if stop:
+            if self._boundary(last_step):
                 return True
         return False
+
+    def _boundary(self, last_step: int) -> bool:
+        """Evaluate and save if that is due; True to stop."""
+        at_end = self.position.row == 0 or self.position.step == last_step
+        stop = False
+        if self._is_due(self.pace.evaluate_every, at_end):
+            self.position.evaluation_due = True
+            stop = self.evaluate(self.position)
+            self.position.evaluation_due = False
+        if stop or self._is_due(self.pace.checkpoint_every or self.pace.evaluate_every, at_end):
+            self.save(self.position)
+            self._saved = replace(self.position)
+        return stop
 
     def _steps_to_boundary(self) -> int:
         step, distances = self.position.step, [self.reader.steps(self.position.row)]
@@ -122,12 +156,16 @@ class Loop:
 
     def _train(self, batches: Iterator[Batch], steps: int) -> None:
         self._restart_clock()
-        start = self.position.row
+        epoch, start = self.position.epoch, self.position.row
         for done in range(1, steps + 1):
             self.before_step(self.position.step)
-            self._losses.append(self.pipeline.progress(batches).loss)
+            try:
+                self._losses.append(self.pipeline.progress(batches).loss)
+            except Preempted:
+                if self._losses:
+                    self._report(epoch)
+                raise
             self.position.step += 1
-            epoch = self.position.epoch
             self.position.epoch, self.position.row = self.reader.next_position(epoch, start, done)
             if self.position.step % self.pace.log_every == 0 or done == steps:
                 self._report(epoch)
