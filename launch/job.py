@@ -76,7 +76,9 @@ def pass_reader(
 
 def outputs(built: Build, ranks: Ranks, reader: BatchReader) -> Iterator[Output]:
     """Run the model over every row once, in evaluation mode. Collective; every rank sees the same number of steps."""
-    pipeline = AgreedPipeline(built.model, built.optimizer, ranks.device, ranks.control)
+    pipeline = AgreedPipeline(
+        built.model, built.optimizer, ranks.device, ranks.control, ranks.preemption.is_told_to_leave
+    )
     built.model.eval()
     try:
         with torch.no_grad(), closing(reader.epoch(0)) as batches:

@@ -21,13 +21,16 @@ from launch.output import print_result
 from launch.paths import checkpoints_of
 from launch.peak import peak_flops
 from launch.restoring import choose_whole, record_damaged, restore
+from launch.retries import marking_mistakes
 from launch.rollback import Rollbacks
+from launch.run_lock import RunLock
 from launch.saving import Saver
 from launch.traces import StepTrace
 from launch.tracking import tracker_of
 from launch.versions import versions
 from pipeline.checkpoint import Checkpoints
 from pipeline.collective import together
+from pipeline.errors import Preempted
 from pipeline.journal import Journal
 from pipeline.loop import DivergedError, Loop, Pace, Position
 from pipeline.reader import BatchReader
@@ -40,13 +43,13 @@ def train(config: Config) -> None:
 
     check_world_here(config)
     kind = Training if config.data.stream is None else StreamTraining
-    with process_group(config) as ranks:
+    with process_group(config) as ranks, RunLock(config) as lock, marking_mistakes(config):
         config = with_schema_to_train(config)
         rollbacks = Rollbacks(config, ranks)
         result = None
         while result is None:
             try:
-                result = kind(config, ranks, rollbacks).run()
+                result = kind(config, ranks, lock, rollbacks).run()
             except DivergedError as error:
                 rollbacks.follow(error)
             gc.collect()  # the model that diverged, before there is another
@@ -60,11 +63,12 @@ class Training:
     Args:
         config: the run.
         ranks: this process.
+        lock: on the run's directory.
         rollbacks: what is passed over, and what is looked at closely.
     """
 
-    def __init__(self, config: Config, ranks: Ranks, rollbacks: Rollbacks) -> None:
-        self.config, self.ranks = config, ranks
+    def __init__(self, config: Config, ranks: Ranks, lock: RunLock, rollbacks: Rollbacks) -> None:
+        self.config, self.ranks, self.lock = config, ranks, lock
         self.checkpoints: Checkpoints = checkpoints_of(config)
         self.rollbacks = rollbacks
         newest = self.checkpoints.latest()
@@ -102,7 +106,9 @@ class Training:
         self.judge = Judge(config, self.built, ranks, self.journal, self.bad_files, self.checkup, self.meta)
         self.saver = Saver(config, self.built, ranks, self.checkpoints, self.journal, self.checkup)
         self.trace = StepTrace(config.train.profile, ranks.rank, config.run.directory, self.journal)
-        self.pipeline = AgreedPipeline(self.built.model, self.built.optimizer, ranks.device, ranks.control)
+        self.pipeline = AgreedPipeline(
+            self.built.model, self.built.optimizer, ranks.device, ranks.control, ranks.preemption.is_told_to_leave
+        )
         self.loop = Loop(
             pipeline=self.pipeline,
             reader=reader,
@@ -112,6 +118,7 @@ class Training:
             report=self.report,
             evaluate=self.evaluate,
             save=self.save,
+            save_early=self.save_early,
             look=self.checkup.look,
             weights_are_finite=lambda: math.isfinite(largest_weight(self.built.model)),
             passes_over=rollbacks.starts,
@@ -167,10 +174,14 @@ class Training:
     def run(self) -> dict[str, Any]:
         """Train to the end, then read the test rows once with the best weights."""
         try:
-            self.bad_files.tell(self.loop.position.step, "train", found_bad(self.loop.reader))
-            self.built.model.train()
-            self.train_rows()
-            return self.finish()
+            with self.ranks.preemption.listening():
+                self.bad_files.tell(self.loop.position.step, "train", found_bad(self.loop.reader))
+                self.built.model.train()
+                if not self.judge.has_seen_enough:  # before it was told to leave, in the test pass
+                    self.train_rows()
+                return self.finish()
+        except Preempted:
+            raise Preempted(self._farewell()) from None
         except DivergedError as error:
             raise DivergedError(error.what, error.step, error.batch, self._diagnosis(error)) from None
         finally:
@@ -178,6 +189,18 @@ class Training:
             self.saver.close()
             if self.journal:
                 self.journal.close()
+
+    def _farewell(self) -> str:
+        """What to say when the job was told to leave. Collective; recorded in the log."""
+        told = self.ranks.preemption.signal
+        everywhere = together("cannot say which signal came", lambda: told and told.name)
+        names = " and ".join(sorted({name for name in everywhere if name}))
+        self.saver.wait()
+        step, checkpoint = self.loop.position.step, self.checkpoints.latest()
+        if self.journal:
+            self.journal.event("preempted", step, signal=names, checkpoint=checkpoint)
+        kept = f"{checkpoint} is saved" if checkpoint else "there is nothing to save yet"
+        return f"preempted by {names} at step {step}; {kept}; the same command goes on"
 
     def _diagnosis(self, error: DivergedError) -> str:
         """What went wrong, what the layers look like, what is safe and what to do. Collective; recorded in the log."""
@@ -239,7 +262,13 @@ class Training:
 
     def save(self, position: Position) -> None:
         """Write a checkpoint."""
+        self.lock.check()
         self.saver.save(position, self.loop.reader.dataset, self.judge)
+
+    def save_early(self, position: Position) -> None:
+        """Write a checkpoint where none was due, which the undisturbed run could not choose as its best."""
+        self.judge.step = None
+        self.save(position)
 
     def finish(self) -> dict[str, Any]:
         """The run's result: its last evaluation, and the test metrics of its best checkpoint."""
