@@ -20,6 +20,7 @@ from launch.learnt import with_schema_to_train
 from launch.paths import checkpoints_of
 from launch.peak import peak_flops
 from launch.report import print_result
+from launch.settle import settle_buckets
 from launch.versions import versions
 from pipeline.checkpoint import Checkpoints
 from pipeline.collective import together
@@ -75,9 +76,10 @@ class Training:
             check_resumed(reader.dataset, data, position.row)
         self.total_steps = self.count_steps(pace, position, reader)
         self.built: Build = build(config, ranks, cluster_here(ranks, config.plan), self.total_steps or 1)
+        settle_buckets(self.built, config, ranks)
         if resumed:
             restore(self.built, ranks, self.checkpoints, resumed, config, to_resume=True)
-            self.built.optimizer.set_optimizer_step(position.step)  # FBGEMM's Adam counts steps outside its state
+        self.built.optimizer.set_optimizer_step(position.step)  # FBGEMM's Adam counts steps outside its state
         self.evaluation: dict[str, float] = self.meta.get("evaluation", {})
         self.evaluated_step: int | None = None
         self.told_mended: Counter[str] = Counter()
