@@ -25,6 +25,7 @@ from launch.retries import marking_mistakes
 from launch.rollback import Rollbacks
 from launch.run_lock import RunLock
 from launch.saving import Saver
+from launch.settle import settle_buckets
 from launch.traces import StepTrace
 from launch.tracking import tracker_of
 from launch.versions import versions
@@ -93,9 +94,10 @@ class Training:
             check_resumed(reader.dataset, data, position.row)
         self.total_steps = self.count_steps(pace, position, reader)
         self.built: Build = build(config, ranks, cluster_here(ranks, config.plan), self.total_steps or 1)
+        settle_buckets(self.built, config, ranks)
         if resumed:
             restore(self.built, ranks, self.checkpoints, resumed, config, to_resume=True)
-            self.built.optimizer.set_optimizer_step(position.step)  # FBGEMM's Adam counts steps outside its state
+        self.built.optimizer.set_optimizer_step(position.step)  # FBGEMM's Adam counts steps outside its state
         self.told_mended: Counter[str] = Counter()
         self.peak = config.train.peak_tflops * 1e12 if config.train.peak_tflops else peak_flops(ranks.device)
         self.hosts = ", ".join(dict.fromkeys(together("cannot name the hosts", socket.gethostname)))
@@ -177,7 +179,7 @@ class Training:
             with self.ranks.preemption.listening():
                 self.bad_files.tell(self.loop.position.step, "train", found_bad(self.loop.reader))
                 self.built.model.train()
-                if not self.judge.has_seen_enough:  # before it was told to leave, in the test pass
+                if not self.judge.has_seen_enough:  # and then was killed or told to leave
                     self.train_rows()
                 return self.finish()
         except Preempted:
