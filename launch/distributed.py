@@ -36,6 +36,7 @@ class Ranks:
         device: what this rank computes on.
         control: a gloo group over all ranks for flags and counts: on CUDA it stalls no stream.
         roll_call: finds out which rank is missing when a collective fails; None with one rank.
+        store: where the ranks' threads can leave each other messages; None with one rank.
         preemption: knows whether this rank was told to leave.
     """
 
@@ -46,6 +47,7 @@ class Ranks:
     device: torch.device
     control: dist.ProcessGroup
     roll_call: RollCall | None = None
+    store: dist.Store | None = None
     preemption: Preemption = field(default_factory=Preemption)
 
     @property
@@ -109,10 +111,12 @@ def process_group(config: Config, **arguments: Any) -> Iterator[Ranks]:
     try:
         # A name that an earlier attempt at the same store has not used.
         attempt = on_rank_0("cannot name this attempt", lambda: secrets.token_hex(4))
+        messages = None
         if world_size > 1:
+            messages = dist.PrefixStore(f"messages {attempt}", store)
             roll_call = RollCall(dist.PrefixStore(f"roll call {attempt}", store), hosts, rank, seconds)
         control = dist.new_group(backend="gloo", timeout=timeout)
-        yield Ranks(rank, world_size, local_rank, local_world_size, device, control, roll_call)
+        yield Ranks(rank, world_size, local_rank, local_world_size, device, control, roll_call, messages)
         if roll_call:
             roll_call.leave()
     except Preempted:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import gc
+import math
 import socket
 from collections import Counter
 from typing import Any
 
 from launch.bad_files import BadFileReport, check_resumed, found_bad
 from launch.build import Build, build
+from launch.checkup import Checkup
 from launch.config import Config
 from launch.distributed import Ranks, check_world_here, cluster_here, process_group
-from launch.health import layer_statistics
-from launch.job import evaluate, restore, training_reader
+from launch.health import largest_weight, layer_statistics
+from launch.job import evaluate, training_reader
 from launch.judging import Judge
 from launch.learnt import with_schema_to_train
+from launch.output import print_result
 from launch.paths import checkpoints_of
 from launch.peak import peak_flops
-from launch.report import print_result
+from launch.restoring import choose_whole, record_damaged, restore
 from launch.retries import marking_mistakes
+from launch.rollback import Rollbacks
 from launch.run_lock import RunLock
 from launch.saving import Saver
+from launch.traces import StepTrace
+from launch.tracking import tracker_of
 from launch.versions import versions
 from pipeline.checkpoint import Checkpoints
 from pipeline.collective import together
@@ -37,7 +44,15 @@ def train(config: Config) -> None:
     check_world_here(config)
     kind = Training if config.data.stream is None else StreamTraining
     with process_group(config) as ranks, RunLock(config) as lock, marking_mistakes(config):
-        result = kind(with_schema_to_train(config), ranks, lock).run()
+        config = with_schema_to_train(config)
+        rollbacks = Rollbacks(config, ranks)
+        result = None
+        while result is None:
+            try:
+                result = kind(config, ranks, rollbacks, lock).run()
+            except DivergedError as error:
+                rollbacks.follow(error)
+            gc.collect()  # the model that diverged, before there is another
         if ranks.is_first:
             print_result(result)
 
@@ -48,18 +63,21 @@ class Training:
     Args:
         config: the run.
         ranks: this process.
+        rollbacks: what is passed over, and what is looked at closely.
         lock: on the run's directory.
     """
 
-    def __init__(self, config: Config, ranks: Ranks, lock: RunLock) -> None:
+    def __init__(self, config: Config, ranks: Ranks, rollbacks: Rollbacks, lock: RunLock) -> None:
         self.config, self.ranks, self.lock = config, ranks, lock
         self.checkpoints: Checkpoints = checkpoints_of(config)
-        resumed = self.checkpoints.latest()
-        if resumed and config.run.resume == "never":
+        self.rollbacks = rollbacks
+        newest = self.checkpoints.latest()
+        if newest and config.run.resume == "never" and not rollbacks.news:
             raise ValueError(
-                f"{self.checkpoints.directory} holds {resumed} and run.resume is never; give another run.directory, "
+                f"{self.checkpoints.directory} holds {newest} and run.resume is never; give another run.directory, "
                 "remove this one, or set run.resume=auto"
             )
+        resumed, damaged = choose_whole(self.checkpoints, ranks, "latest")
         self.meta: dict[str, Any] = self.checkpoints.meta(resumed) if resumed else {}
         data = self.meta.get("data", {})
         position = Position(**self.meta.get("position", {}))
@@ -82,9 +100,12 @@ class Training:
         self.peak = config.train.peak_tflops * 1e12 if config.train.peak_tflops else peak_flops(ranks.device)
         self.hosts = ", ".join(dict.fromkeys(together("cannot name the hosts", socket.gethostname)))
         self.journal = self._journal(resumed)
+        record_damaged(self.journal, position.step, damaged)
         self.bad_files = BadFileReport(config.run.directory, self.journal)
-        self.judge = Judge(config, self.built, ranks, self.journal, self.bad_files, self.meta)
-        self.saver = Saver(config, self.built, ranks, self.checkpoints, self.journal)
+        self.checkup = Checkup(config, ranks, self.journal)
+        self.judge = Judge(config, self.built, ranks, self.journal, self.bad_files, self.checkup, self.meta)
+        self.saver = Saver(config, self.built, ranks, self.checkpoints, self.journal, self.checkup)
+        self.trace = StepTrace(config.train.profile, ranks.rank, config.run.directory, self.journal)
         self.pipeline = AgreedPipeline(
             self.built.model, self.built.optimizer, ranks.device, ranks.control, ranks.preemption.is_told_to_leave
         )
@@ -98,6 +119,11 @@ class Training:
             evaluate=self.evaluate,
             save=self.save,
             save_early=self.save_early,
+            look=self.checkup.look,
+            weights_are_finite=lambda: math.isfinite(largest_weight(self.built.model)),
+            passes_over=rollbacks.starts,
+            careful_until=rollbacks.careful_until,
+            step_context=self.trace.step,
         )
         if ranks.roll_call:
             ranks.roll_call.steps_done = lambda: position.step
@@ -107,8 +133,12 @@ class Training:
         return training_reader(self.config, self.ranks, set_aside), self.config.train.epochs
 
     def count_steps(self, pace: Pace, position: Position, reader: BatchReader) -> int | None:
-        """Step number at which training ends if nothing stops it early; None: that is not known."""
-        return pace.total_steps(position, reader)
+        """Steps of the whole run, for the schedule: batches passed over count, then a restart changes nothing.
+
+        None: that is not known.
+        """
+        behind = sum(batch < (position.epoch, position.row) for batch in self.rollbacks.starts)
+        return pace.total_steps(position, reader, -behind)
 
     def train_rows(self) -> None:
         """Train from the position to the end. Collective."""
@@ -117,15 +147,17 @@ class Training:
     def _journal(self, resumed: str | None) -> Journal | None:
         if not self.ranks.is_first:
             return None
+        resume_step = self.meta.get("position", {}).get("step", 0)
         journal = Journal(
             self.config.run.directory,
             total_steps=self.total_steps,
-            resume_step=self.meta["position"]["step"] if resumed else 0,
+            resume_step=resume_step,
             seconds=self.config.train.log_seconds,
+            listener=tracker_of(self.config),
         )
         journal.event(
             "start",
-            self.meta.get("position", {}).get("step", 0),
+            resume_step,
             resumed_from=resumed,
             world_size=self.ranks.world_size,
             hosts=self.hosts,
@@ -135,6 +167,8 @@ class Training:
             peak_tflops=self.peak / 1e12,
             versions=versions(),
         )
+        if self.rollbacks.news:
+            journal.event("rollback", resume_step, **self.rollbacks.news)
         return journal
 
     def run(self) -> dict[str, Any]:
@@ -149,13 +183,16 @@ class Training:
         except Preempted:
             raise Preempted(self._farewell()) from None
         except DivergedError as error:
-            raise DivergedError(self._diagnosis(error)) from None
+            raise DivergedError(error.what, error.step, error.batch, self._diagnosis(error)) from None
         finally:
+            self.trace.close(self.loop.position.step)
+            self.saver.close()
             if self.journal:
                 self.journal.close()
 
     def _farewell(self) -> str:
-        """What to say when the job was told to leave. Collective; recorded in the log."""
+        """What to say when the job was told to leave and its last checkpoint is whole. Collective; in the log."""
+        self.saver.finish()
         told = self.ranks.preemption.signal
         everywhere = together("cannot say which signal came", lambda: told and told.name)
         names = " and ".join(sorted({name for name in everywhere if name}))
@@ -167,6 +204,7 @@ class Training:
 
     def _diagnosis(self, error: DivergedError) -> str:
         """What went wrong, what the layers look like, what is safe and what to do. Collective; recorded in the log."""
+        self.saver.wait()
         checkpoint = self.checkpoints.latest()
         layers = layer_statistics(self.built.model)
         if self.journal:
@@ -181,12 +219,16 @@ class Training:
 
     def report(self, step: int, *, epoch: int, loss: float, examples_per_second: float, data_wait_share: float) -> None:
         """Tell the journal what the last steps did; rank 0 speaks for all."""
+        norm = self.built.optimizer.grad_norm
+        grad_norm = None if norm is None else float(norm)
+        if grad_norm is not None and not math.isfinite(grad_norm):
+            raise DivergedError(f"the gradient norm is {grad_norm} in one of the steps before {step + 1}", step)
+        self.checkup.report(step, loss, grad_norm)
         if self.journal is None:
             return
         # A training step's matrix products are three times the forward's.
         flops = 3 * self.built.flops_per_example * examples_per_second / self.ranks.world_size
         lr_sparse, lr_dense = self.built.optimizer.learning_rates
-        grad_norm = self.built.optimizer.grad_norm
         self.journal.step(
             step,
             epoch=epoch,
@@ -196,7 +238,7 @@ class Training:
             mfu=flops / self.peak,
             lr_sparse=lr_sparse,
             lr_dense=lr_dense,
-            **({} if grad_norm is None else {"grad_norm": float(grad_norm)}),
+            **({} if grad_norm is None else {"grad_norm": grad_norm}),
             **self.built.routing_state(),
         )
 
@@ -231,9 +273,11 @@ class Training:
     def finish(self) -> dict[str, Any]:
         """The run's result: its last evaluation, and the test metrics of its best checkpoint."""
         config = self.config
+        self.saver.finish()
         result: dict[str, Any] = {"steps": self.loop.position.step, **self.judge.metrics}
-        best = self.checkpoints.best()
         if config.data.test is not None:
+            best, damaged = choose_whole(self.checkpoints, self.ranks, "best")
+            record_damaged(self.journal, self.loop.position.step, damaged)
             if best is not None:
                 self.pipeline.detach()
                 restore(self.built, self.ranks, self.checkpoints, best, config)
@@ -244,6 +288,7 @@ class Training:
                 "checkpoint": best,
                 **{f"test_{key}": value for key, value in evaluation.metrics.items()},
             }
+        result |= self.rollbacks.result()
         if self.journal:
             self.journal.event("finish", self.loop.position.step, **result)
         return result
