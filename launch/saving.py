@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict
 
 from launch.bad_files import remembered
 from launch.build import Build
+from launch.checkup import Checkup
 from launch.config import Config, dump_config
 from launch.distributed import Ranks
 from launch.errors import SECONDS_TO_BE_STOPPED, JobFailed
-from launch.health import are_finite
+from launch.health import largest_weight
 from launch.job import random_state, sizes_of, waiting_state
 from launch.judging import Judge
 from launch.learnt import SchemaKeeper
 from launch.save_report import SaveReport, remedy
+from launch.symptoms import in_weights
 from launch.versions import versions
 from pipeline.background_save import BackgroundSaves
 from pipeline.checkpoint import Checkpoints
 from pipeline.checkpoint_save import Outcome
-from pipeline.collective import together
 from pipeline.dataset import ParquetDataset
 from pipeline.journal import Journal
 from pipeline.loop import DivergedError, Position
@@ -37,13 +39,20 @@ class Saver:
         ranks: this process.
         checkpoints: where to.
         journal: of rank 0; None on other ranks.
+        checkup: is told how large the weights are.
     """
 
     def __init__(
-        self, config: Config, built: Build, ranks: Ranks, checkpoints: Checkpoints, journal: Journal | None
+        self,
+        config: Config,
+        built: Build,
+        ranks: Ranks,
+        checkpoints: Checkpoints,
+        journal: Journal | None,
+        checkup: Checkup,
     ) -> None:
         self.config, self.built, self.ranks = config, built, ranks
-        self.checkpoints = checkpoints
+        self.checkpoints, self.checkup = checkpoints, checkup
         self._report = SaveReport(journal)
         self._schema = SchemaKeeper(config) if ranks.is_first else None
         self._saves = BackgroundSaves(checkpoints, ranks.store, ranks_here=ranks.local_world_size, tell=self._tell)
@@ -56,9 +65,11 @@ class Saver:
         Raises:
             DivergedError: a weight is not finite.
         """
-        broken = together("cannot look at the weights", lambda: not are_finite(self.built.model.parameters()))
-        if any(broken):
-            raise DivergedError(f"weights are not finite after step {position.step}, though the loss still was")
+        largest = largest_weight(self.built.model)
+        if not math.isfinite(largest):
+            what = f"weights are not finite after step {position.step}, though the loss still was"
+            raise DivergedError(what, position.step)
+        self.checkup.tell(position.step, in_weights(largest))
         waiting = waiting_state(self.built, self.ranks)
         state = {**self.built.state(), "random": random_state(self.ranks), "waiting": waiting}
         meta = {

@@ -14,6 +14,10 @@ import torch
 import torch.distributed as dist
 
 
+class ElsewhereError(ValueError):
+    """A ValueError of another rank, which raises it too."""
+
+
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
@@ -48,7 +52,8 @@ def together(what: str, step: Callable[[], Any]) -> list[Any]:
     if failed:
         first = outcomes[failed[0]]
         where = "" if len(failed) == len(outcomes) else f" (rank {', '.join(map(str, failed))})"
-        raise (ValueError if first["value"] else RuntimeError)(f"{what}{where}: {first['error']}") from failure
+        kind = RuntimeError if not first["value"] else ValueError if failure else ElsewhereError
+        raise kind(f"{what}{where}: {first['error']}") from failure
     return [outcome["result"] for outcome in outcomes]
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import psutil
 import torch
@@ -24,6 +24,16 @@ if TYPE_CHECKING:
 
 LOG = "log.jsonl"
 TENSORBOARD = "tensorboard"
+
+
+class Listener(Protocol):
+    """Hears what the journal records, steps apart. It must not raise or wait."""
+
+    def event(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """What happened after `step` steps; values as JSON has them."""
+
+    def close(self) -> None:
+        """The run has ended."""
 
 
 class Journal:
@@ -62,8 +72,10 @@ class Journal:
         resume_step: int = 0,
         seconds: float = 10.0,
         quiet: bool = False,
+        listener: Listener | None = None,
     ) -> None:
         self.directory = directory
+        self._listener = listener
         self.resume_step = resume_step
         self._log = None if directory is None else _open_log(Path(directory), resume_step)
         self._progress = None if quiet else ProgressLine(total_steps, seconds)
@@ -84,6 +96,8 @@ class Journal:
         """Record what happened after `step` steps: an evaluation, a checkpoint, a note. Always shown."""
         with self._lock:
             self._record(kind, step, values)
+            if self._listener is not None:
+                self._listener.event(kind, step, {name: _plain(value) for name, value in values.items()})
             if self._progress is not None:
                 shown = [_named(name, value) for name, value in values.items() if not isinstance(value, dict | list)]
                 self._progress.say("  ".join([f"{kind} at step {step:,}", *shown]))
@@ -99,7 +113,9 @@ class Journal:
             with self._survive(LOG):
                 if self._log is not None:
                     self._log.close()
-            self._progress = self._board = self._log = None
+            if self._listener is not None:
+                self._listener.close()
+            self._progress = self._board = self._log = self._listener = None
 
     def __enter__(self) -> Journal:
         return self
