@@ -16,8 +16,7 @@ from urllib.parse import quote
 import fsspec
 import yaml
 
-from launch.config import Config
-from launch.job import leaves
+from launch.config import Config, leaves
 from launch.paths import checkpoints_of, opening
 from pipeline.collective import on_rank_0
 from pipeline.features import Ids

@@ -11,12 +11,13 @@ from launch.build import Build, build
 from launch.config import Config
 from launch.distributed import Ranks, check_world_here, cluster_here, process_group
 from launch.health import layer_statistics
-from launch.job import evaluate, restore, training_reader
+from launch.job import evaluate, training_reader
 from launch.judging import Judge
 from launch.learnt import with_schema_to_train
 from launch.paths import checkpoints_of
 from launch.peak import peak_flops
 from launch.report import print_result
+from launch.restoring import choose_whole, record_damaged, restore
 from launch.saving import Saver
 from launch.settle import settle_buckets
 from launch.versions import versions
@@ -51,12 +52,13 @@ class Training:
     def __init__(self, config: Config, ranks: Ranks) -> None:
         self.config, self.ranks = config, ranks
         self.checkpoints: Checkpoints = checkpoints_of(config)
-        resumed = self.checkpoints.latest()
-        if resumed and config.run.resume == "never":
+        newest = self.checkpoints.latest()
+        if newest and config.run.resume == "never":
             raise ValueError(
-                f"{self.checkpoints.directory} holds {resumed} and run.resume is never; give another run.directory, "
+                f"{self.checkpoints.directory} holds {newest} and run.resume is never; give another run.directory, "
                 "remove this one, or set run.resume=auto"
             )
+        resumed, damaged = choose_whole(self.checkpoints, ranks, "latest")
         self.meta: dict[str, Any] = self.checkpoints.meta(resumed) if resumed else {}
         data = self.meta.get("data", {})
         position = Position(**self.meta.get("position", {}))
@@ -80,6 +82,7 @@ class Training:
         self.peak = config.train.peak_tflops * 1e12 if config.train.peak_tflops else peak_flops(ranks.device)
         self.hosts = ", ".join(dict.fromkeys(together("cannot name the hosts", socket.gethostname)))
         self.journal = self._journal(resumed)
+        record_damaged(self.journal, position.step, damaged)
         self.bad_files = BadFileReport(config.run.directory, self.journal)
         self.judge = Judge(config, self.built, ranks, self.journal, self.bad_files, self.meta)
         self.saver = Saver(config, self.built, ranks, self.checkpoints, self.journal)
@@ -207,8 +210,9 @@ class Training:
         """The run's result: its last evaluation, and the test metrics of its best checkpoint."""
         config = self.config
         result: dict[str, Any] = {"steps": self.loop.position.step, **self.judge.metrics}
-        best = self.checkpoints.best()
         if config.data.test is not None:
+            best, damaged = choose_whole(self.checkpoints, self.ranks, "best")
+            record_damaged(self.journal, self.loop.position.step, damaged)
             if best is not None:
                 self.pipeline.detach()
                 restore(self.built, self.ranks, self.checkpoints, best, config)
