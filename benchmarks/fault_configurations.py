@@ -13,7 +13,25 @@ import yaml
 from benchmarks.fault_server import ForkServer, Hung
 
 SECONDS = 120.0
-STRANGE = (None, True, "", "ten", "ünïcode", [], {}, [1, 2], {"a": 1}, 0, -1, -0.5, 0.5, 1e30, 10**18, float("nan"), "../..")
+STRANGE: tuple[Any, ...] = (
+    None,
+    True,
+    "",
+    "ten",
+    "ünïcode",
+    [],
+    {},
+    [1, 2],
+    {"a": 1},
+    0,
+    -1,
+    -0.5,
+    0.5,
+    1e30,
+    10**18,
+    float("nan"),
+    "../..",
+)
 VERDICTS = ("error", "valid", "unclear")
 
 
@@ -25,9 +43,7 @@ def leaves(tree: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     """
     if not isinstance(tree, dict):
         return []
-    return [
-        found for name, child in tree.items() for found in ((*path, name), *leaves(child, (*path, name)))
-    ]
+    return [found for name, child in tree.items() for found in ((*path, name), *leaves(child, (*path, name)))]
 
 
 def mutations(tree: dict[str, Any], count: int, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or gone, reads that hang, ranks that are slow or stopped: what then becomes of a run."""
+"""Disks that are full, read-only or gone, reads that hang, ranks that are slow or stopped: what becomes of a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,11 +119,11 @@ def disk(directory: Path, size: int | None) -> Iterator[Callable[[int], None]]:
         yield lambda _: None
         return
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)], check=True)
+
+    def resize(larger: int) -> None:
+        subprocess.run(["mount", "-o", f"remount,rw,size={larger}", str(directory)], check=True)
+
     try:
-        yield lambda larger: subprocess.run(
-            ["mount", "-o", f"remount,rw,size={larger}", str(directory)], check=True, stdout=sys.stderr
-        )
+        yield resize
     finally:
         subprocess.run(["umount", "--lazy", str(directory)], check=True)
-
-

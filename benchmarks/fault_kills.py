@@ -106,7 +106,7 @@ class Result:
 
 
 def faults(seed: str, run: Run, directory: Path) -> Iterator[Fault]:
-    """Faults without end, those of `seed`: most strike within a few steps of a start, so that the run gets on slowly."""
+    """The faults of `seed`, without end; most strike within a few steps of a start, so that the run gets on slowly."""
     chance = random.Random(seed)
     while True:
         points: list[Point] = ["file", "step", "evaluate", "clock"]
@@ -121,7 +121,9 @@ def faults(seed: str, run: Run, directory: Path) -> Iterator[Fault]:
         rank = chance.randrange(min(run.ranks))
         if point == "file":  # rank 0 writes more than the others, and some of the points only it comes to
             rank *= chance.randrange(2)
-        yield Fault(point, number.get(point, 1), after, rank, victims, signal.SIGKILL, str(directory), f"{directory}.struck")
+        yield Fault(
+            point, number.get(point, 1), after, rank, victims, signal.SIGKILL, str(directory), f"{directory}.struck"
+        )
 
 
 def disturb(run: Run, kills: int, seed: int, configuration: Path, folder: Path, launcher: Launcher) -> Result:

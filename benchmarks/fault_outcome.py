@@ -56,7 +56,9 @@ class Outcome:
         if losses.keys() != theirs.keys() or self.position != other.position:
             return {"losses": math.inf, "weights": math.inf}
         weights = {
-            name: value for name, value in self.weights.items() if name.startswith("model.") and value.is_floating_point()
+            name: value
+            for name, value in self.weights.items()
+            if name.startswith("model.") and value.is_floating_point()
         }
         apart = sum(float((value - other.weights[name]).double().square().sum()) for name, value in weights.items())
         size = sum(float(value.double().square().sum()) for value in weights.values())
@@ -66,9 +68,7 @@ class Outcome:
         }
 
     def _told_otherwise(self, other: Outcome) -> list[str]:
-        return sorted(
-            key for key in self.told.keys() | other.told.keys() if self.told.get(key) != other.told.get(key)
-        )
+        return sorted(key for key in self.told.keys() | other.told.keys() if self.told.get(key) != other.told.get(key))
 
 
 def whole_tensors(checkpoint: Path) -> dict[str, Tensor]:

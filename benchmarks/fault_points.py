@@ -84,9 +84,10 @@ def install(fault: Fault) -> None:
         directory = os.path.abspath(fault.directory) + os.sep
 
         def hook(event: str, arguments: tuple[Any, ...]) -> None:
-            if left[0] > 0 and event in FILE_EVENTS and isinstance(arguments[0], str | bytes | os.PathLike):
-                if os.path.abspath(os.fsdecode(arguments[0])).startswith(directory):
-                    reached()
+            if left[0] <= 0 or event not in FILE_EVENTS or not isinstance(arguments[0], str | bytes | os.PathLike):
+                return
+            if os.path.abspath(os.fsdecode(arguments[0])).startswith(directory):
+                reached()
 
         sys.addaudithook(hook)
     else:

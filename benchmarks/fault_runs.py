@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import json
 
 import numpy as np
 import pyarrow as pa
@@ -65,7 +64,11 @@ RUNS = (
     Run("managed ids, two ranks", (2,), MANAGED),
     Run("managed ids, four ranks", (4,), (*MANAGED, "train.evaluate_every=7")),
     Run("token groups, four ranks", (4,), ("parallel.token_group=2", "optimizer.dense.weight_decay=0.1")),
-    Run("stream, two ranks", (2,), ("data.stream={poll_seconds: 0.05, idle_seconds: 0.2}", "train.epochs=1")),
+    Run(
+        "stream, two ranks",
+        (2,),
+        ("data.stream={poll_seconds: 0.05, idle_seconds: 0.2}", "train.epochs=1", "train.max_steps=20"),
+    ),
     Run(
         "a checkpoint every step, Muon, two ranks",
         (2,),

@@ -58,7 +58,13 @@ class ForkServer:
             self._process.wait()
 
     def run(
-        self, ranks: int, arguments: Sequence[str], *, seconds: float, faults: Sequence[Fault] = (), memory: int | None = None
+        self,
+        ranks: int,
+        arguments: Sequence[str],
+        *,
+        seconds: float,
+        faults: Sequence[Fault] = (),
+        memory: int | None = None,
     ) -> dict[int, int]:
         """`rankmixer ARGUMENTS` on forked ranks, until all have ended; their statuses, minus the signal if one did it.
 

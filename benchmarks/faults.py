@@ -153,7 +153,9 @@ def _report(
         points.update(one["points"])
     failed = [one for one in troubles if one["failed"] and not one["failed"].startswith("skipped")]
     further = {
-        "Where the kills struck, and whom": [{"point, victims": name, "kills": n} for name, n in sorted(points.items())],
+        "Where the kills struck, and whom": [
+            {"point, victims": name, "kills": n} for name, n in sorted(points.items())
+        ],
         "Disks, reads and ranks": [
             {"trouble": one["name"], "the run": one["expected"], "found": one["failed"][:300] or "as expected"}
             for one in troubles
@@ -167,7 +169,9 @@ def _report(
             {key: sum(one[key] for one in damaged) for key in ("tried", "detected", "harmless", "silent")}
         ],
     }
-    seconds = sum(one["seconds"] for one in [*killed, *troubles, *damaged, *([configurations] if configurations else [])])
+    seconds = sum(
+        one["seconds"] for one in [*killed, *troubles, *damaged, *([configurations] if configurations else [])]
+    )
     result = {
         "kills": sum(one["kills"] for one in killed),
         "lost": sum(len(one["lost"]) for one in killed),
@@ -185,7 +189,9 @@ def _report(
 
 def _short(kept: dict[str, Any]) -> str:
     """One line of a result, without what went wrong in full."""
-    return ", ".join(f"{key} {str(value)[:700]}" for key, value in kept.items() if key not in ("name", "points") and value)
+    return ", ".join(
+        f"{key} {str(value)[:700]}" for key, value in kept.items() if key not in ("name", "points") and value
+    )
 
 
 if __name__ == "__main__":
