@@ -68,10 +68,10 @@ def run_reporting_errors(command: Callable[[], None]) -> int:
         sys.stdout.flush()  # the error of a full disk comes now, and not while Python shuts down
     except KeyboardInterrupt:
         return 130
-    except Preempted as told:
+    except Preempted as farewell:
         # On stderr: an agent that got the signal too does not read the error file. Once a host.
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"rankmixer: {told}", file=sys.stderr, flush=True)
+            print(f"rankmixer: {farewell}", file=sys.stderr, flush=True)
         return PREEMPTED
     except Exception as error:
         if isinstance(error, OSError) and _is_about_stdout(error):
