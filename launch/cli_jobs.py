@@ -67,6 +67,9 @@ def _train(arguments: argparse.Namespace) -> None:
     check_trio()
     config = load_config(arguments.config, arguments.overrides)
     check_training(config)
+    from launch.retries import check_try
+
+    check_try(config)
     from launch.train import train
 
     train(config)

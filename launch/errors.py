@@ -13,9 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from launch.system_errors import explain_system_error
+from pipeline.errors import Preempted
 
 USER_ERROR = 2
 FAILURE = 1
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 # Time in which the agent ends the other ranks after one has said what is wrong.
 SECONDS_TO_BE_STOPPED = 5.0
@@ -54,7 +56,7 @@ def is_user_error(error: BaseException) -> bool:
 
 
 def run_reporting_errors(command: Callable[[], None]) -> int:
-    """Run a command and return its exit status: 0, 2 for the user's mistakes, 1 for anything else.
+    """Run a command and return its exit status: 0, 2 for the user's mistakes, 75 if preempted, 1 for anything else.
 
     Under torchrun the message goes to torchelastic's error file, which the agent prints once, when it ends, or to
     stderr if the agent will start the processes again. Every rank may see the same mistake: rank 0 speaks first, the
@@ -66,6 +68,11 @@ def run_reporting_errors(command: Callable[[], None]) -> int:
         sys.stdout.flush()  # the error of a full disk comes now, and not while Python shuts down
     except KeyboardInterrupt:
         return 130
+    except Preempted as farewell:
+        # On stderr: an agent that got the signal too does not read the error file. Once a host.
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"rankmixer: {farewell}", file=sys.stderr, flush=True)
+        return PREEMPTED
     except Exception as error:
         if isinstance(error, OSError) and _is_about_stdout(error):
             _forget_stdout()

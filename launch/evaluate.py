@@ -10,12 +10,13 @@ from launch.bad_files import found_bad, warn_of_bad
 from launch.build import Build, build
 from launch.config import Config
 from launch.distributed import Ranks, check_world_here, cluster_here, process_group
-from launch.job import evaluate, outputs, pass_reader, restore
+from launch.job import evaluate, outputs, pass_reader
 from launch.learnt import with_trained_schema
 from launch.output import print_result, show
 from launch.parts import ParquetParts
 from launch.paths import checkpoints_of, choose_checkpoint, evaluation_paths
 from launch.report import metrics_table
+from launch.restoring import restore
 
 
 def evaluate_checkpoint(config: Config, checkpoint: str, *, as_json: bool = False) -> None:

@@ -75,6 +75,11 @@ class Judge:
             self.best, self.evaluations_since_best = score, 0
         else:
             self.evaluations_since_best += 1
+        return self.has_seen_enough
+
+    @property
+    def has_seen_enough(self) -> bool:
+        """True if early stopping ends the training here."""
         stopping = self.config.train.early_stopping
         return stopping is not None and self.evaluations_since_best >= stopping.patience
 

@@ -14,19 +14,24 @@ from launch.checkup import Checkup
 from launch.config import Config
 from launch.distributed import Ranks, check_world_here, cluster_here, process_group
 from launch.health import largest_weight, layer_statistics
-from launch.job import evaluate, restore, training_reader
+from launch.job import evaluate, training_reader
 from launch.judging import Judge
 from launch.learnt import with_schema_to_train
 from launch.output import print_result
 from launch.paths import checkpoints_of
 from launch.peak import peak_flops
+from launch.restoring import choose_whole, record_damaged, restore
+from launch.retries import marking_mistakes
 from launch.rollback import Rollbacks
+from launch.run_lock import RunLock
 from launch.saving import Saver
+from launch.settle import settle_buckets
 from launch.traces import StepTrace
 from launch.tracking import tracker_of
 from launch.versions import versions
 from pipeline.checkpoint import Checkpoints
 from pipeline.collective import together
+from pipeline.errors import Preempted
 from pipeline.journal import Journal
 from pipeline.loop import DivergedError, Loop, Pace, Position
 from pipeline.reader import BatchReader
@@ -39,13 +44,13 @@ def train(config: Config) -> None:
 
     check_world_here(config)
     kind = Training if config.data.stream is None else StreamTraining
-    with process_group(config) as ranks:
+    with process_group(config) as ranks, RunLock(config) as lock, marking_mistakes(config):
         config = with_schema_to_train(config)
         rollbacks = Rollbacks(config, ranks)
         result = None
         while result is None:
             try:
-                result = kind(config, ranks, rollbacks).run()
+                result = kind(config, ranks, rollbacks, lock).run()
             except DivergedError as error:
                 rollbacks.follow(error)
             gc.collect()  # the model that diverged, before there is another
@@ -60,18 +65,20 @@ class Training:
         config: the run.
         ranks: this process.
         rollbacks: what is passed over, and what is looked at closely.
+        lock: on the run's directory.
     """
 
-    def __init__(self, config: Config, ranks: Ranks, rollbacks: Rollbacks) -> None:
-        self.config, self.ranks = config, ranks
+    def __init__(self, config: Config, ranks: Ranks, rollbacks: Rollbacks, lock: RunLock) -> None:
+        self.config, self.ranks, self.lock = config, ranks, lock
         self.checkpoints: Checkpoints = checkpoints_of(config)
-        resumed = self.checkpoints.latest()
         self.rollbacks = rollbacks
-        if resumed and config.run.resume == "never" and not rollbacks.news:
+        newest = self.checkpoints.latest()
+        if newest and config.run.resume == "never" and not rollbacks.news:
             raise ValueError(
-                f"{self.checkpoints.directory} holds {resumed} and run.resume is never; give another run.directory, "
+                f"{self.checkpoints.directory} holds {newest} and run.resume is never; give another run.directory, "
                 "remove this one, or set run.resume=auto"
             )
+        resumed, damaged = choose_whole(self.checkpoints, ranks, "latest")
         self.meta: dict[str, Any] = self.checkpoints.meta(resumed) if resumed else {}
         data = self.meta.get("data", {})
         position = Position(**self.meta.get("position", {}))
@@ -87,19 +94,23 @@ class Training:
             check_resumed(reader.dataset, data, position.row)
         self.total_steps = self.count_steps(pace, position, reader)
         self.built: Build = build(config, ranks, cluster_here(ranks, config.plan), self.total_steps or 1)
+        settle_buckets(self.built, config, ranks)
         if resumed:
             restore(self.built, ranks, self.checkpoints, resumed, config, to_resume=True)
-            self.built.optimizer.set_optimizer_step(position.step)  # FBGEMM's Adam counts steps outside its state
+        self.built.optimizer.set_optimizer_step(position.step)  # FBGEMM's Adam counts steps outside its state
         self.told_mended: Counter[str] = Counter()
         self.peak = config.train.peak_tflops * 1e12 if config.train.peak_tflops else peak_flops(ranks.device)
         self.hosts = ", ".join(dict.fromkeys(together("cannot name the hosts", socket.gethostname)))
         self.journal = self._journal(resumed)
+        record_damaged(self.journal, position.step, damaged)
         self.bad_files = BadFileReport(config.run.directory, self.journal)
         self.checkup = Checkup(config, ranks, self.journal)
         self.judge = Judge(config, self.built, ranks, self.journal, self.bad_files, self.checkup, self.meta)
         self.saver = Saver(config, self.built, ranks, self.checkpoints, self.journal, self.checkup)
         self.trace = StepTrace(config.train.profile, ranks.rank, config.run.directory, self.journal)
-        self.pipeline = AgreedPipeline(self.built.model, self.built.optimizer, ranks.device, ranks.control)
+        self.pipeline = AgreedPipeline(
+            self.built.model, self.built.optimizer, ranks.device, ranks.control, ranks.preemption.is_told_to_leave
+        )
         self.loop = Loop(
             pipeline=self.pipeline,
             reader=reader,
@@ -109,6 +120,7 @@ class Training:
             report=self.report,
             evaluate=self.evaluate,
             save=self.save,
+            save_early=self.save_early,
             look=self.checkup.look,
             weights_are_finite=lambda: math.isfinite(largest_weight(self.built.model)),
             passes_over=rollbacks.starts,
@@ -164,19 +176,38 @@ class Training:
     def run(self) -> dict[str, Any]:
         """Train to the end, then read the test rows once with the best weights."""
         try:
-            self.bad_files.tell(self.loop.position.step, "train", found_bad(self.loop.reader))
-            self.built.model.train()
-            self.train_rows()
-            return self.finish()
+            with self.ranks.preemption.listening():
+                self.bad_files.tell(self.loop.position.step, "train", found_bad(self.loop.reader))
+                self.built.model.train()
+                if not self.judge.has_seen_enough:  # and then was killed or told to leave
+                    self.train_rows()
+                return self.finish()
+        except Preempted:
+            raise Preempted(self._farewell()) from None
         except DivergedError as error:
             raise DivergedError(error.what, error.step, error.batch, self._diagnosis(error)) from None
         finally:
             self.trace.close(self.loop.position.step)
+            self.saver.close()
             if self.journal:
                 self.journal.close()
 
+    def _farewell(self) -> str:
+        """What to say when the job was told to leave and its last checkpoint is whole. Collective; in the log."""
+        self.saver.finish()
+        told = self.ranks.preemption.signal
+        everywhere = together("cannot say which signal came", lambda: told and told.name)
+        names = " and ".join(sorted({name for name in everywhere if name}))
+        self.saver.wait()
+        step, checkpoint = self.loop.position.step, self.checkpoints.latest()
+        if self.journal:
+            self.journal.event("preempted", step, signal=names, checkpoint=checkpoint)
+        kept = f"{checkpoint} is saved" if checkpoint else "there is nothing to save yet"
+        return f"preempted by {names} at step {step}; {kept}; the same command goes on"
+
     def _diagnosis(self, error: DivergedError) -> str:
         """What went wrong, what the layers look like, what is safe and what to do. Collective; recorded in the log."""
+        self.saver.wait()
         checkpoint = self.checkpoints.latest()
         layers = layer_statistics(self.built.model)
         if self.journal:
@@ -234,14 +265,22 @@ class Training:
 
     def save(self, position: Position) -> None:
         """Write a checkpoint."""
+        self.lock.check()
         self.saver.save(position, self.loop.reader.dataset, self.judge)
+
+    def save_early(self, position: Position) -> None:
+        """Write a checkpoint where none was due, which the undisturbed run could not choose as its best."""
+        self.judge.step = None
+        self.save(position)
 
     def finish(self) -> dict[str, Any]:
         """The run's result: its last evaluation, and the test metrics of its best checkpoint."""
         config = self.config
+        self.saver.finish()
         result: dict[str, Any] = {"steps": self.loop.position.step, **self.judge.metrics}
-        best = self.checkpoints.best()
         if config.data.test is not None:
+            best, damaged = choose_whole(self.checkpoints, self.ranks, "best")
+            record_damaged(self.journal, self.loop.position.step, damaged)
             if best is not None:
                 self.pipeline.detach()
                 restore(self.built, self.ranks, self.checkpoints, best, config)

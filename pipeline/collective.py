@@ -16,6 +16,10 @@ import torch.distributed as dist
 from pipeline.errors import SystemFailure
 
 
+class ElsewhereError(ValueError):
+    """A ValueError of another rank, which raises it too."""
+
+
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
@@ -47,7 +51,7 @@ def together(what: str, step: Callable[[], Any]) -> list[Any]:
         mine = {"error": str(error) if is_value_error else f"{type(error).__name__}: {error}", "value": is_value_error}
         if isinstance(error, OSError) and not is_value_error:
             mine["errno"] = error.errno
-    outcomes = _all_gather(mine)
+    outcomes = all_gather(mine)
     failed = [index for index, outcome in enumerate(outcomes) if "error" in outcome]
     if failed:
         first = outcomes[failed[0]]
@@ -55,7 +59,7 @@ def together(what: str, step: Callable[[], Any]) -> list[Any]:
         message = f"{what}{where}: {first['error']}"
         if "errno" in first:
             raise SystemFailure(message, first["errno"]) from failure
-        raise (ValueError if first["value"] else RuntimeError)(message) from failure
+        raise (RuntimeError if not first["value"] else ValueError if failure else ElsewhereError)(message) from failure
     return [outcome["result"] for outcome in outcomes]
 
 
@@ -64,7 +68,8 @@ def on_rank_0(what: str, step: Callable[[], Any]) -> Any:
     return together(what, lambda: step() if rank() == 0 else None)[0]
 
 
-def _all_gather(value: Any) -> list[Any]:
+def all_gather(value: Any) -> list[Any]:
+    """The values (JSON) of all ranks, rank 0's first, on every rank. Collective."""
     if not dist.is_initialized():
         return [value]
     data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)

@@ -7,13 +7,14 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 
 from pipeline.batch import Batch
+from pipeline.errors import Preempted
 from pipeline.reader import BatchReader
 from pipeline.train_pipeline import AgreedPipeline
 
@@ -35,11 +36,16 @@ class DivergedError(ValueError):
 
 @dataclass
 class Position:
-    """Where training stands: after `step` steps, the next row is `row` of `epoch`. Valid for any number of ranks."""
+    """Where training stands: after `step` steps, the next row is `row` of `epoch`. Valid for any number of ranks.
+
+    Args:
+        evaluation_due: the evaluation that belongs here has not ended.
+    """
 
     step: int = 0
     epoch: int = 0
     row: int = 0
+    evaluation_due: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,7 @@ class Loop:
         report: every `pace.log_every` steps and at boundaries, on every rank.
         evaluate: at its boundaries; returns True to stop early.
         save: at its boundaries, after evaluation.
+        save_early: before leaving between them, because the job was told to leave.
         look: takes what the pipeline gave for a step that is about to be reported.
         weights_are_finite: whether all weights of all ranks are. Collective.
         passes_over: (epoch, row) where batches begin that are not trained on.
@@ -103,19 +110,39 @@ class Loop:
     report: StepReport
     evaluate: Callable[[Position], bool]
     save: Callable[[Position], None]
+    save_early: Callable[[Position], None]
     look: Callable[[Any], None] = lambda output: None
     weights_are_finite: Callable[[], bool] = lambda: True
     passes_over: Sequence[tuple[int, int]] = ()
     careful_until: int = 0
     step_context: Callable[[int], AbstractContextManager[None]] = lambda step: nullcontext()
+    _saved: Position | None = None
     _losses: list[torch.Tensor] = field(default_factory=list)
     _batch: tuple[int, int] = (0, 0)
     _since: float = 0.0
 
     def run(self) -> bool:
-        """Train to the end of the pace, or until `evaluate` says to stop: then True."""
+        """Train to the end of the pace, or until `evaluate` says to stop: then True.
+
+        Raises:
+            Preempted: the job was told to leave, and the position is saved. An evaluation is abandoned: it is the
+                first thing that whoever goes on from there does.
+        """
+        self._saved = self._saved or replace(self.position)
+        try:
+            return self._run()
+        except Preempted:
+            if self.position != self._saved:
+                self.save_early(self.position)
+            raise
+
+    def _run(self) -> bool:
         ahead = sum(self._here() <= batch < (self.pace.epochs, 0) for batch in self.passes_over)
         last_step = self.pace.total_steps(self.position, self.reader, ahead)
+        if self.position.evaluation_due:
+            at_end = self._begins_epoch() or self.position.step == last_step
+            if self._boundary(at_end, steps=1):
+                return True
         while self.position.step < last_step:
             batches = self.reader.epoch(self.position.epoch, self.position.row)
             try:
@@ -132,14 +159,28 @@ class Loop:
                 self._train(itertools.islice(batches, steps), steps)
             passed = self._pass_over()
             at_end = self.position.epoch != epoch or self.position.step == last_step
-            stop = self._is_due(self.pace.evaluate_every, at_end, steps) and self.evaluate(self.position)
-            if stop or self._is_due(self.pace.checkpoint_every or self.pace.evaluate_every, at_end, steps):
-                self.save(self.position)
-            if stop:
+            if self._boundary(at_end, steps):
                 return True
             if passed:
                 return False  # the reader begins anew behind it
         return False
+
+    def _boundary(self, at_end: bool, steps: int) -> bool:
+        """Evaluate and save if that is due `steps` steps behind the boundary before; True to stop."""
+        stop = False
+        if self._is_due(self.pace.evaluate_every, at_end, steps):
+            self.position.evaluation_due = True
+            stop = self.evaluate(self.position)
+            self.position.evaluation_due = False
+        if stop or self._is_due(self.pace.checkpoint_every or self.pace.evaluate_every, at_end, steps):
+            self.save(self.position)
+            self._saved = replace(self.position)
+        return stop
+
+    def _begins_epoch(self) -> bool:
+        """Whether nothing of the epoch has been trained on."""
+        before = range(0, self.position.row, self.reader.batch_size)
+        return all((self.position.epoch, row) in self.passes_over for row in before)
 
     def _pass_over(self) -> bool:
         """Move the position behind batches that are not trained on."""
@@ -162,20 +203,23 @@ class Loop:
         return min(distances)
 
     def _is_due(self, every: int | None, at_end: bool, steps: int) -> bool:
-        """Whether a boundary that lies `steps` steps behind the one before is one of these."""
         return at_end or (every is not None and steps > 0 and self.position.step % every == 0)
 
     def _train(self, batches: Iterator[Batch], steps: int) -> None:
         self._restart_clock()
-        start = self.position.row
+        epoch, start = self._here()
         for done in range(1, steps + 1):
             self._batch = self._here()
             self.before_step(self.position.step)
-            with self.step_context(self.position.step + 1):
-                output = self.pipeline.progress(batches)
+            try:
+                with self.step_context(self.position.step + 1):
+                    output = self.pipeline.progress(batches)
+            except Preempted:
+                if self._losses:
+                    self._report(epoch)
+                raise
             self._losses.append(output.loss)
             self.position.step += 1
-            epoch = self.position.epoch
             self.position.epoch, self.position.row = self.reader.next_position(epoch, start, done)
             step = self.position.step
             if step % self.pace.log_every == 0 or done == steps or step <= self.careful_until:
