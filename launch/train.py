@@ -197,11 +197,13 @@ class Training:
         told = self.ranks.preemption.signal
         everywhere = together("cannot say which signal came", lambda: told and told.name)
         names = " and ".join(sorted({name for name in everywhere if name}))
-        self.saver.wait()
+        outcome = self.saver.wait()
         step, checkpoint = self.loop.position.step, self.checkpoints.latest()
         if self.journal:
             self.journal.event("preempted", step, signal=names, checkpoint=checkpoint)
         kept = f"{checkpoint} is saved" if checkpoint else "there is nothing to save yet"
+        if outcome and outcome.failures:
+            kept = f"{outcome}; {checkpoint or 'no checkpoint'} is the last good one"
         return f"preempted by {names} at step {step}; {kept}; the same command goes on"
 
     def _diagnosis(self, error: DivergedError) -> str:
