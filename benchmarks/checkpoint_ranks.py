@@ -62,7 +62,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     ranks = Ranks(rank, world, rank, world, torch.device("cpu"), dist.new_group(backend="gloo"), store=store)
     config = config_of(folder, options.gigabytes)
     with RunLock(config) as lock:
-        return measure_all(Training(config, ranks, lock, Rollbacks(config, ranks)), folder, options)
+        return measure_all(Training(config, ranks, Rollbacks(config, ranks), lock), folder, options)
 
 
 def measure_all(training: Training, folder: Path, options: argparse.Namespace) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def train(job: Job, run: str, at: Callable[[Training, int], None]) -> dict[str, 
     """Train in this process, calling `at` after every step."""
     config = load_config(str(job.config), [f"run.directory={job.folder}/{run}", "train.evaluate_every=2", "run.keep=2"])
     with process_group(config) as ranks, RunLock(config) as lock:
-        training = Training(with_schema_to_train(config), ranks, lock, Rollbacks(config, ranks))
+        training = Training(with_schema_to_train(config), ranks, Rollbacks(config, ranks), lock)
         report = training.loop.report
 
         def then(step: int, **values: Any) -> None:
