@@ -1,9 +1,9 @@
 """What do checkpoints cost a job, and how fast are they saved and loaded? `python -m benchmarks.checkpoint`.
 
 A job of two tables and a small head trains on this machine's CPU, on one gloo rank and on two, of one thread each. An
-arm is a number of steps, with a checkpoint that is copied before them, written during them and whole at their end, or
-without. What the one takes more than the other is the cost of a checkpoint, and a share of a minute: `overhead` is
-1 + that / 60 s. With --seconds 60 the steps take a minute, and nothing is scaled.
+arm is a number of steps, without a checkpoint or with one after a quarter of them, which is whole at their end. What
+the one takes more than the other is the cost of a checkpoint, and a share of a minute: `overhead` is 1 + that / 60 s.
+With --seconds 60 the steps take a minute, and nothing is scaled.
 
 Saving (at once, all ranks, planned, checksummed, fsynced) stands against writing as many bytes from memory with one
 fsync; loading (every byte verified) against reading them into memory, with files in the page cache and without. Ratios
@@ -71,7 +71,7 @@ def cost(found: list[dict[str, Any]]) -> tuple[dict[str, Any], Ratio]:
         "without, s": statistics.median(without),
         "with, s": statistics.median(with_one),
         "added, s": f"{statistics.median(added):.2f} [{min(added):.2f}-{max(added):.2f}]",
-        "of them before the first step, s": blocked,
+        "of them while steps wait, s": blocked,
         "copied, GB/s": first["bytes_here"] / blocked / 1e9,
         "one a minute / none": overhead,
     }, overhead

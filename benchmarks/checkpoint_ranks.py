@@ -20,8 +20,11 @@ import torch.distributed as dist
 from benchmarks.harness import interleave
 from launch.config import Config
 from launch.distributed import Ranks
+from launch.rollback import Rollbacks
+from launch.run_lock import RunLock
 from launch.train import Training
 from pipeline.checkpoint import Checkpoints
+from pipeline.loop import Position
 
 BLOCK = 16 * 2**20  # bytes of a plain read or write
 DIM = 64
@@ -57,7 +60,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     store = dist.FileStore(str(folder / "messages"), world)
     rank = dist.get_rank()
     ranks = Ranks(rank, world, rank, world, torch.device("cpu"), dist.new_group(backend="gloo"), store=store)
-    training = Training(config_of(folder, options.gigabytes), ranks)
+    config = config_of(folder, options.gigabytes)
+    with RunLock(config) as lock:
+        return measure_all(Training(config, ranks, Rollbacks(config, ranks), lock), folder, options)
+
+
+def measure_all(training: Training, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """The arms of `measure`, in turn."""
     if training.journal:
         training.journal.close()  # nothing but training and saving is measured
     training.built.model.train()
@@ -81,22 +90,29 @@ class Steps:
     def __init__(self, training: Training) -> None:
         self.training, self.loop = training, training.loop
         self.loop.evaluate = lambda position: False
-        self.loop.save = lambda position: None
+        self.loop.save = self._save
         self.blocked: list[float] = []
+        self._due: int | None = None
 
-    def train(self, steps: int) -> None:
-        self.loop.pace = replace(self.loop.pace, max_steps=self.loop.position.step + steps)
+    def train(self, steps: int, due: int | None = None) -> None:
+        """Take some steps; after `due` of them stands a checkpoint, as in a job: the pipeline runs dry for it."""
+        done = self.loop.position.step
+        self._due = due and done + due
+        self.loop.pace = replace(self.loop.pace, max_steps=done + steps, checkpoint_every=self._due)
         self.loop.run()
 
     def train_and_save(self, steps: int) -> None:
-        """The same with a checkpoint: copied before the steps, written during them, waited for after them."""
-        started = time.perf_counter()
-        self.training.save(self.loop.position)
-        self.blocked.append(time.perf_counter() - started)
-        self.train(steps)
+        """Take some steps with a checkpoint among them, which is whole at their end."""
+        self.train(steps, due=max(1, steps // 4))
         outcome = self.training.saver.wait()
         assert outcome is not None
         assert not outcome.failures, str(outcome)
+
+    def _save(self, position: Position) -> None:
+        if position.step == self._due:
+            started = time.perf_counter()
+            self.training.save(position)
+            self.blocked.append(time.perf_counter() - started)
 
     def that_take(self, seconds: float) -> int:
         """How many steps take so long, the same on all ranks."""

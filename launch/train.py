@@ -198,7 +198,6 @@ class Training:
         told = self.ranks.preemption.signal
         everywhere = together("cannot say which signal came", lambda: told and told.name)
         names = " and ".join(sorted({name for name in everywhere if name}))
-        self.saver.wait()
         step, checkpoint = self.loop.position.step, self.checkpoints.latest()
         if self.journal:
             self.journal.event("preempted", step, signal=names, checkpoint=checkpoint)

@@ -15,6 +15,8 @@ from launch.config import load_config
 from launch.distributed import process_group
 from launch.errors import JobFailed
 from launch.learnt import with_schema_to_train
+from launch.rollback import Rollbacks
+from launch.run_lock import RunLock
 from launch.save_report import SaveReport
 from launch.train import Training
 from pipeline.checkpoint_save import Failure, Outcome
@@ -36,8 +38,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def train(job: Job, run: str, at: Callable[[Training, int], None]) -> dict[str, Any]:
     """Train in this process, calling `at` after every step."""
     config = load_config(str(job.config), [f"run.directory={job.folder}/{run}", "train.evaluate_every=2", "run.keep=2"])
-    with process_group(config) as ranks:
-        training = Training(with_schema_to_train(config), ranks)
+    with process_group(config) as ranks, RunLock(config) as lock:
+        training = Training(with_schema_to_train(config), ranks, Rollbacks(config, ranks), lock)
         report = training.loop.report
 
         def then(step: int, **values: Any) -> None:
@@ -49,8 +51,10 @@ def train(job: Job, run: str, at: Callable[[Training, int], None]) -> dict[str, 
 
 
 def events(job: Job, run: str, *kinds: str) -> list[tuple[int, str]]:
-    lines = read_log(str(job.folder / run))
-    return [(line["step"], line.get("name") or line["message"]) for line in lines if line["kind"] in kinds]
+    """Step and name or message of records, without those of training's health."""
+    lines = [line for line in read_log(str(job.folder / run)) if line["kind"] in kinds]
+    told = [line for line in lines if line["kind"] == "checkpoint" or "name" not in line]
+    return [(line["step"], line.get("name") or line["message"]) for line in told]
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, steps: range) -> Callable[[Training, int], None]:
@@ -156,8 +160,12 @@ def test_each_cause_is_said_once(tmp_path: Path) -> None:
         report.tell_slow(3, 2.5)
         for step, (rank, code) in enumerate([(0, "EROFS"), (0, "EROFS"), (1, "EROFS"), (1, "Throttled")], start=4):
             report.tell(failed(step, rank, code))
-    said = {line["step"]: line["message"] for line in read_log(str(tmp_path))}
-    assert list(said) == [2, 4, 6, 7]
+        for step in (8, 9):
+            report.tell(Outcome("name", "path", step, num_bytes=1000, seconds=1.0, waiting=[0, 1]))
+    lines = [line for line in read_log(str(tmp_path)) if line["kind"] == "warning"]
+    said = {line["step"]: line["message"] for line in lines}
+    assert list(said) == [2, 4, 6, 7, 8]
     assert said[2].startswith("training waited 2.5 s to save, for the checkpoint before was still being written")
     assert said[4].endswith("is tried: mount it to be written")
+    assert said[8].startswith("training waits while rank 0, 1 writes a checkpoint: the host has not the memory for a")
     assert said[7].endswith("is tried: see to it that its filesystem answers")
