@@ -153,9 +153,20 @@ def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     synthetic.add_argument("--out", required=True, help="directory to write")
     synthetic.add_argument("--rows", type=int, default=1_000_000)
     synthetic.add_argument("--seed", type=int, default=0)
-    csv = sources.add_parser("csv", help="turn a CSV file into Parquet and propose a feature schema")
-    csv.add_argument("file", help="CSV file with a header line")
+    summary = "turn a CSV file into Parquet, and propose a feature schema and a configuration"
+    csv = sources.add_parser(
+        "csv",
+        help=summary,
+        description=summary,
+        epilog="example: rankmixer data csv clicks.csv --out data/clicks --label bought --time when",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    csv.add_argument("file", help="CSV file with a header line, .gz too")
     csv.add_argument("--out", required=True, help="directory to write")
+    csv.add_argument("--label", type=_columns, default=[], metavar="A,B", help="columns of 0 and 1 to predict")
+    csv.add_argument("--time", metavar="COLUMN", help="test on the newest rows by this column; default: at random")
+    csv.add_argument("--like", metavar="DIR", help="no proposals: only Parquet, with the types of this earlier --out")
+    csv.add_argument("--delimiter", help="default: the one of , ; tab | that the header has most of")
     data.set_defaults(command=_data)
     summary = "print what Parquet files hold, as the feature schema reads them, and write it as JSON"
     profile = sources.add_parser(
@@ -255,9 +266,15 @@ def _schema(_: argparse.Namespace) -> None:
 
 def _data(arguments: argparse.Namespace) -> None:
     if arguments.source_kind == "csv":
-        from pipeline.csv_import import import_csv
+        from pipeline.csv_import import import_csv, import_like
 
-        import_csv(arguments.file, arguments.out)
+        file, out, delimiter = arguments.file, arguments.out, arguments.delimiter
+        if arguments.like is None:
+            import_csv(file, out, labels=arguments.label, time=arguments.time, delimiter=delimiter)
+        elif arguments.label or arguments.time:
+            raise ValueError("--like writes no labels and parts of its own; leave out --label and --time, or --like")
+        else:
+            import_like(file, out, arguments.like, delimiter=delimiter)
     elif arguments.source_kind == "synthetic":
         from pipeline.synthetic import write_synthetic
 
