@@ -1,5 +1,6 @@
 """The whole path on small data: files, tables, steps, checkpoints; in one process and on ranks."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -35,13 +36,27 @@ def test_every_epoch_has_its_steps_and_the_log_tells_them(trained: Job) -> None:
 
 
 def test_resumed_equals_uninterrupted_bit_for_bit(trained: Job) -> None:
-    # What a kill in step 5 leaves behind: the checkpoint of step 4, a log that goes further, and half a checkpoint.
+    # What a kill in step 7 leaves behind: the checkpoints of steps 4 and 6, a log that goes further, and half a
+    # checkpoint. The one of step 6 has since been damaged, so that of step 4 is used.
     shutil.copytree(trained.folder / "run", trained.folder / "killed")
     checkpoints = trained.folder / "killed" / "checkpoints"
     for checkpoint in sorted(checkpoints.glob("step-*")):
-        if checkpoint.name != "step-00000004":
+        if checkpoint.name > "step-00000006":
             (checkpoint / "manifest.json").unlink()
-    resumed = trained.result(trained.ranks, "train", f"run.directory={trained.folder / 'killed'}")
+    damaged = checkpoints / "step-00000006" / "rank-00000.safetensors"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 4
+    damaged.write_bytes(content)
+    done = trained.command(trained.ranks, "train", f"run.directory={trained.folder / 'killed'}")
+    assert done.returncode == 0, done.stderr
+    said = rf"warning: {damaged}: found checksum \w+, its manifest .*; step-00000006 is damaged, step-00000004 is used"
+    assert len(re.findall(said, done.stderr)) == 1
+    events = [line for line in read_log(str(trained.folder / "killed")) if line["kind"] == "damaged"]
+    assert [(line["step"], line["checkpoint"], line["used"], line["file"]) for line in events] == [
+        (4, "step-00000006", "step-00000004", str(damaged))
+    ]
+    assert (checkpoints / "damaged-step-00000006" / "manifest.json").exists()
+    resumed = json.loads(done.stdout.splitlines()[-1])
     assert resumed == trained.outcome
     assert trained.losses("killed") == trained.losses()
     final, expected = trained.weights("killed", 12), trained.weights("run", 12)
@@ -91,6 +106,7 @@ def test_a_row_that_cannot_be_read_ends_every_rank_with_one_message(trained: Job
     for part in ("b.parquet", "row group 1", "row 11", "user", "20"):
         assert part in done.stderr, done.stderr
     assert "pipeline/dataset.py" not in done.stderr  # no traceback of ours, only torchrun's own
+    assert "row group 1" in json.loads((run / "failed.json").read_text())["message"]
     for checkpoint in (run / "checkpoints").glob("step-*"):
         assert (checkpoint / "manifest.json").exists()
 
