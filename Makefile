@@ -47,8 +47,10 @@ $(INSTALLED): requirements/$(DEVICE).txt setup.cfg pyproject.toml
 # TorchX starts python by name; the rest of the recipes name their programs in full.
 test test-gpu test-nodes demo: export PATH := $(BIN):$(PATH)
 
+# One process a core, a test file in one of them; ranks are processes too, so each computes in one thread.
+test: export OMP_NUM_THREADS := 1
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses logical --dist loadfile
 
 test-gpu: $(INSTALLED)
 	$(BIN)/python -m benchmarks.gpu

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import (
     Field,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -92,6 +93,20 @@ class EarlyStopping(Strict):
     patience: PositiveInt = 3
 
 
+class ProfileConfig(Strict):
+    """Traces by torch.profiler, in the run's directory."""
+
+    steps: tuple[PositiveInt, PositiveInt] = Field(description="the first step to trace and the last, e.g. [100, 105]")
+    ranks: list[NonNegativeInt] = Field([0], description="which ranks")
+
+    @field_validator("steps")
+    @classmethod
+    def _in_order(cls, steps: tuple[int, int]) -> tuple[int, int]:
+        if steps[0] > steps[1]:
+            raise ValueError(f"expected the first step and the last, e.g. [100, 105]; the first is {steps[0]}")
+        return steps
+
+
 class TrainConfig(Strict):
     """The step loop."""
 
@@ -100,10 +115,14 @@ class TrainConfig(Strict):
     evaluate_every: PositiveInt | None = Field(None, description="steps; None: at the end of each epoch")
     checkpoint_every: PositiveInt | None = Field(None, description="steps; None: at each evaluation")
     early_stopping: EarlyStopping | None = None
+    on_divergence: Literal["stop", "rollback"] = Field(
+        "stop", description="rollback: leave out the batch after which loss or weights are not finite, 3 times at most"
+    )
     seed: int = Field(0, ge=0)
     log_seconds: NonNegativeFloat = Field(5.0, description="seconds between progress lines when not on a terminal")
     log_steps: PositiveInt = Field(10, description="steps between records in log.jsonl and TensorBoard")
     peak_tflops: PositiveFloat | None = Field(None, description="peak for MFU; default: measured at start")
+    profile: ProfileConfig | None = None
 
 
 class MetricsConfig(Strict):
@@ -171,6 +190,10 @@ class Config(Strict):
         if self.data.stream and self.train.epochs != 1:
             raise ValueError(
                 f"train.epochs is {self.train.epochs}, but data.stream trains on each file once; leave it out"
+            )
+        if self.data.stream and self.train.on_divergence == "rollback":
+            raise ValueError(
+                "train.on_divergence is 'rollback', but a stream does not go back to earlier portions; set it to stop"
             )
         if self.data.stream and self.optimizer.schedule.decay != "none" and self.train.max_steps is None:
             raise ValueError(

@@ -10,8 +10,11 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from pipeline.errors import Preempted
+
 USER_ERROR = 2
 FAILURE = 1
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 # Time in which the agent ends the other ranks after one has said what is wrong.
 SECONDS_TO_BE_STOPPED = 5.0
@@ -50,7 +53,7 @@ def is_user_error(error: BaseException) -> bool:
 
 
 def run_reporting_errors(command: Callable[[], None]) -> int:
-    """Run a command and return its exit status: 0, 2 for the user's mistakes, 1 for anything else.
+    """Run a command and return its exit status: 0, 2 for the user's mistakes, 75 if preempted, 1 for anything else.
 
     Under torchrun the message goes to torchelastic's error file, which the agent prints once, when it ends, or to
     stderr if the agent will start the processes again. Every rank may see the same mistake: rank 0 speaks first, the
@@ -61,6 +64,11 @@ def run_reporting_errors(command: Callable[[], None]) -> int:
         command()
     except KeyboardInterrupt:
         return 130
+    except Preempted as told:
+        # On stderr: an agent that got the signal too does not read the error file. Once a host.
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"rankmixer: {told}", file=sys.stderr, flush=True)
+        return PREEMPTED
     except Exception as error:
         is_told = isinstance(error, JobFailed)
         message = f"rankmixer: error: {error}" if is_told or is_user_error(error) else traceback.format_exc()

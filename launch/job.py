@@ -25,20 +25,28 @@ from pipeline.collective import together
 from pipeline.hashing import hash_integers, hash_strings
 from pipeline.metrics import Metrics
 from pipeline.reader import BatchReader
+from pipeline.rows_seen import Rows, RowsSeen
 from pipeline.schema import SEGMENTS
 from pipeline.train_pipeline import AgreedPipeline
 from rankmixer_head import Activity
 
 
 def training_reader(
-    config: Config, ranks: Ranks, set_aside: Mapping[str, str] | None = None, files: list[str] | None = None
+    config: Config,
+    ranks: Ranks,
+    set_aside: Mapping[str, str] | None = None,
+    files: list[str] | None = None,
+    *,
+    located: bool = False,
 ) -> BatchReader:
     """This rank's shuffled training batches, without files that an earlier attempt has set aside. Collective.
 
-    `files` are those of a portion of a stream, instead of all.
+    `files` are those of a portion of a stream, instead of all. With `located`, batches say where their rows lie.
     """
     return BatchReader(
-        open_together(config, ranks, config.data.train if files is None else files, set_aside=set_aside),
+        open_together(
+            config, ranks, config.data.train if files is None else files, located=located, set_aside=set_aside
+        ),
         batch_size=config.data.batch_size,
         rank=ranks.rank,
         world_size=ranks.world_size,
@@ -68,7 +76,9 @@ def pass_reader(
 
 def outputs(built: Build, ranks: Ranks, reader: BatchReader) -> Iterator[Output]:
     """Run the model over every row once, in evaluation mode. Collective; every rank sees the same number of steps."""
-    pipeline = AgreedPipeline(built.model, built.optimizer, ranks.device, ranks.control)
+    pipeline = AgreedPipeline(
+        built.model, built.optimizer, ranks.device, ranks.control, ranks.preemption.is_told_to_leave
+    )
     built.model.eval()
     try:
         with torch.no_grad(), closing(reader.epoch(0)) as batches:
@@ -87,11 +97,13 @@ class Evaluation:
         metrics: by name; with a Sparse-MoE also the share of its experts that was open, and how many never were.
         load_LTE: share of the examples for which each expert was open; None without a Sparse-MoE.
         bad: the files and row groups that were not read.
+        rows: what the rows held.
     """
 
     metrics: dict[str, float]
     load_LTE: torch.Tensor | None
     bad: list[Entry]
+    rows: Rows
 
 
 def evaluate(config: Config, built: Build, ranks: Ranks, paths: str | list[str]) -> Evaluation:
@@ -99,19 +111,21 @@ def evaluate(config: Config, built: Build, ranks: Ranks, paths: str | list[str])
     group = config.metrics.group
     reader = pass_reader(config, ranks, paths, keys=group_keys(config))
     metrics = Metrics(config.feature_schema.tasks, group=group, auc_bins=config.metrics.auc_bins)
+    seen = RowsSeen(config.feature_schema, ranks.device)
     activity = Activity(built.moes) if built.moes else None
     for output in outputs(built, ranks, reader):
         batch = output.batch
         groups_B = group_ids(batch, group) if group else None
         metrics.update(output.logits_BK, batch.labels_BK, batch.weights_B, groups_B)
+        seen.add(batch)
         if activity:
             activity.add()
-    computed, bad = metrics.compute(ranks.control), found_bad(reader)
+    computed, bad, rows = metrics.compute(ranks.control), found_bad(reader), seen.total(ranks.control)
     if activity is None:
-        return Evaluation(computed, None, bad)
+        return Evaluation(computed, None, bad, rows)
     load_LTE = activity.load_LTE(partial(dist.all_reduce, group=ranks.control))
     computed |= {"active_ratio": load_LTE.mean().item(), "dead_experts": int((load_LTE == 0).sum())}
-    return Evaluation(computed, load_LTE, bad)
+    return Evaluation(computed, load_LTE, bad, rows)
 
 
 def group_ids(batch: Batch, column: str) -> torch.Tensor:

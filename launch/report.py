@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from launch.output import show
 from pipeline.journal import LOG, read_log
 
 METRICS = ("auc", "gauc", "logloss", "ne", "calibration", "rows")
 
 
-def report(run_directory: str) -> None:
-    """Print a run's metrics as a table, draw its learning curve, and print one JSON object on the last line.
+def report(run_directory: str, *, as_json: bool = False) -> None:
+    """Draw a run's learning curve, and print its metrics: tables and one JSON object on the last line, or that alone.
 
     Raises:
         ValueError: the directory holds no run, or one that has not come to its end.
@@ -35,17 +34,10 @@ def report(run_directory: str) -> None:
         )
     picture = str(Path(run_directory, "learning_curve.png"))
     plot(run_directory, picture)
-    console = Console(width=None if Console().is_terminal else 120)
-    console.print(_quality(lines, finish))
-    console.print(_speed(lines))
-    console.print(f"learning curve: {picture}", soft_wrap=True)
     result = {key: value for key, value in finish.items() if key not in ("kind", "time", "step")}
-    print_result({**result, "learning_curve": picture})
-
-
-def print_result(result: dict[str, Any]) -> None:
-    """Print one JSON object on a line; a metric that is not defined is null."""
-    print(json.dumps({key: None if value != value else value for key, value in result.items()}), flush=True)
+    result["learning_curve"] = picture
+    views = _quality(lines, finish), _speed(lines), f"learning curve: {picture}"
+    show(result, *views, as_json=as_json, ends_in_json=True)
 
 
 def _last(lines: list[dict[str, Any]], kind: str) -> dict[str, Any] | None:
@@ -70,6 +62,15 @@ def _quality(lines: list[dict[str, Any]], finish: dict[str, Any]) -> Table:
     for name in names:
         if name.split("/")[-1] in METRICS:
             view.add_row(name, *(_number(line.get(f"{prefix}{name}")) for line, prefix in columns))
+    return view
+
+
+def metrics_table(name: str, metrics: Mapping[str, float]) -> Table:
+    """The metrics of one evaluation, under the name of the checkpoint."""
+    view = Table("metric", title="Quality")
+    view.add_column(name, justify="right")
+    for metric, value in metrics.items():
+        view.add_row(metric, _number(value))
     return view
 
 
@@ -108,6 +109,6 @@ def waiting(records: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _number(value: float | None) -> str:
-    if value is None:
+    if value is None or value != value:
         return "undefined"
     return f"{value:,.0f}" if value == int(value) and value > 1 else f"{value:.4f}"

@@ -63,8 +63,11 @@ class BlockBuilder:
             columns = [self._without_dropped(*column) for column in columns]
         keys = None
         if self._dataset.keys_schema.names:
-            arrays = [raw.array(field.name, field.type) for field in self._dataset.keys_schema]
-            keys = pa.Table.from_arrays(arrays, schema=self._dataset.keys_schema)
+            schema_ = self._dataset.keys_schema
+            copied = (
+                raw.located() if self._dataset.located else [raw.array(field.name, field.type) for field in schema_]
+            )
+            keys = pa.Table.from_arrays(copied, schema=schema_)
         return Block([b for b, _ in columns], [w for _, w in columns], dense_FN, labels_KN, weights_N, keys)
 
     def _sparse(self) -> list[tuple[Bags, np.ndarray | None]]:

@@ -14,25 +14,17 @@ plans to send them between ranks; here plans travel as JSON, so nothing is pickl
 
 from __future__ import annotations
 
-import contextlib
-import json
-import math
 import os
 import warnings
 from dataclasses import replace
 from typing import Any, Literal
 
-from torch.distributed.checkpoint import DefaultSavePlanner
-
-from pipeline.checkpoint_files import META, CheckpointFiles, Damage
+from pipeline.checkpoint_files import META, CheckpointFiles, Damage, listed
 from pipeline.checkpoint_load import damage_of, load
 from pipeline.checkpoint_parts import SavedTensors
-from pipeline.checkpoint_plan import check_tensors, decode, encode
-from pipeline.collective import on_rank_0, rank, together
-from pipeline.safetensors_storage import SafetensorsWriter
-
-# Directories that this process is writing: another save of it must not take them for leftovers.
-_in_progress: set[str] = set()
+from pipeline.checkpoint_save import IN_PROGRESS, SaveFailed, Saving
+from pipeline.collective import on_rank_0
+from pipeline.meeting import GroupMeeting
 
 
 class Checkpoints:
@@ -62,6 +54,7 @@ class Checkpoints:
         self._keep = keep
         self._files = CheckpointFiles(directory)
         self._whole: str | None = None
+        self._kept: set[str] = set()  # when the last save of this process was done
 
     def names(self) -> list[str]:
         """The checkpoints that exist, damaged or not, by step. Not collective."""
@@ -105,6 +98,7 @@ class Checkpoints:
             for name in damaged:
                 try:
                     asides[name] = self._files.set_aside(name)
+                    self._kept.discard(name)
                 except OSError as error:  # the job can go on: it knows what to leave alone
                     warnings.warn(f"cannot rename the damaged {self._files.path(name)}: {error}", stacklevel=2)
             return asides
@@ -142,51 +136,24 @@ class Checkpoints:
 
         Raises:
             ValueError: a value of `state` is not a tensor, or `meta` is not JSON.
-            RuntimeError: a rank could not write. Nothing is left of the new checkpoint.
+            SaveFailed: a rank could not write. Nothing is left of the new checkpoint.
         """
-        name = f"step-{step:08d}"
-        path = self._files.path(name)
-        what = f"cannot save {path}"
-        writer = SafetensorsWriter(self._files.filesystem, path)
-        planner = DefaultSavePlanner()
+        saving = self.plan_save(step, state, meta, metric=metric)
+        outcome = saving.write(GroupMeeting())
+        failure = on_rank_0(
+            f"cannot save {saving.path}", lambda: str(outcome) if outcome and outcome.failures else None
+        )
+        if failure:
+            raise SaveFailed(failure)
+        for remark in outcome.remarks if outcome else []:
+            warnings.warn(remark, stacklevel=2)
+        return saving.name
 
-        def plan() -> list[Any]:
-            check_tensors(state)
-            _check_json(meta)
-            planner.set_up_planner(state, is_coordinator=rank() == 0)
-            return encode(planner.create_local_plan())
-
-        def write() -> dict[str, Any]:
-            writer.set_up_storage_writer(is_coordinator=rank() == 0)
-            writer.write_data(final_plan, planner).wait()
-            return writer.files
-
-        def commit() -> None:
-            writer.finish(metadata, [])
-            files = {file: entry for part in [*parts, writer.files] for file, entry in part.items()}
-            files[META] = self._files.write_json(name, META, meta)
-            known = metric is not None and math.isfinite(metric)
-            self._files.write_manifest(name, step, metric if known else None, files)
-
-        plans = [decode(encoded) for encoded in together(what, plan)]
-        # Every rank works out the same global plan, so none has to be sent.
-        global_plans, metadata = planner.create_global_plan(plans)
-        final_plan = planner.finish_plan(writer.prepare_global_plan(global_plans)[rank()])
-        _in_progress.add(self._files.url(name))
-        try:
-            on_rank_0(what, lambda: self._files.remove(name))
-            parts = together(what, write)
-            on_rank_0(what, commit)
-        except Exception:
-            if rank() == 0:
-                with contextlib.suppress(OSError):
-                    self._files.remove(name)
-            raise
-        finally:
-            _in_progress.discard(self._files.url(name))
-        if rank() == 0:
-            self._prune(name)
-        return name
+    def plan_save(
+        self, step: int, state: dict[str, Any], meta: dict[str, Any], *, metric: float | None = None
+    ) -> Saving:
+        """The save that `save` writes at once, for who writes it later. Collective; arguments are those of `save`."""
+        return Saving(self._files, step, state, meta, metric, self._tidy)
 
     def load(self, name: str, state: dict[str, Any]) -> dict[str, Any]:
         """Load a checkpoint into the tensors of `state`, in place; return its meta. Collective.
@@ -222,18 +189,17 @@ class Checkpoints:
             raise self._files.error(name, damage)
         return next(iter(self._files.by_metric()), None)
 
-    def _prune(self, saved: str) -> None:
-        """Remove the checkpoints not kept and what killed saves left."""
+    def _tidy(self, saved: str) -> list[str]:
+        """Remove the checkpoints not kept and what killed saves left; return what the user should know."""
+        remarks = []
+        gone = sorted(self._kept - set(self.names()))
+        if gone:
+            remarks.append(f"{self._files.root}: {listed(gone)} went while the job runs, and not by it")
         for name in self._files.surplus(self._keep, saved):
-            if self._files.url(name) not in _in_progress:
+            if self._files.url(name) not in IN_PROGRESS:
                 try:
                     self._files.remove(name)
-                except OSError as error:  # the new checkpoint is whole; the old one is tried again at the next save
-                    warnings.warn(f"cannot remove the checkpoint {self._files.path(name)}: {error}", stacklevel=3)
-
-
-def _check_json(meta: dict[str, Any]) -> None:
-    try:
-        json.dumps(meta)
-    except TypeError as error:
-        raise ValueError(f"meta must be JSON: {error}; tensors belong into state") from error
+                except Exception as error:  # the new one is whole; the old one is tried again at the next save
+                    remarks.append(f"cannot remove the checkpoint {self._files.path(name)}: {error}")
+        self._kept = set(self.names())
+        return remarks

@@ -180,10 +180,14 @@ class CheckpointFiles:
         if isinstance(manifest, Damage):
             return manifest
         with reading(self.path(name)):
-            self.filesystem.invalidate_cache()
-            entries = self.filesystem.ls(self.path(name), detail=True)
+            return self.wrong_size(name, manifest["files"])
+
+    def wrong_size(self, name: str, files: dict[str, dict[str, Any]]) -> Damage | None:
+        """The first of a checkpoint's files that is not there, or not as long as its manifest says or will say."""
+        self.filesystem.invalidate_cache()
+        entries = self.filesystem.ls(self.path(name), detail=True)
         sizes = {os.path.basename(entry["name"]): entry["size"] for entry in entries}
-        for file, entry in manifest["files"].items():
+        for file, entry in files.items():
             if sizes.get(file) != entry["size"]:
                 found = f"{sizes[file]} bytes" if file in sizes else "no such file"
                 return Damage(self.path(name, file), f"{found}, its manifest says {entry['size']} bytes")

@@ -14,6 +14,10 @@ import torch
 import torch.distributed as dist
 
 
+class ElsewhereError(ValueError):
+    """A ValueError of another rank, which raises it too."""
+
+
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
@@ -43,12 +47,13 @@ def together(what: str, step: Callable[[], Any]) -> list[Any]:
         failure = error
         is_value_error = isinstance(error, ValueError)
         mine = {"error": str(error) if is_value_error else f"{type(error).__name__}: {error}", "value": is_value_error}
-    outcomes = _all_gather(mine)
+    outcomes = all_gather(mine)
     failed = [index for index, outcome in enumerate(outcomes) if "error" in outcome]
     if failed:
         first = outcomes[failed[0]]
         where = "" if len(failed) == len(outcomes) else f" (rank {', '.join(map(str, failed))})"
-        raise (ValueError if first["value"] else RuntimeError)(f"{what}{where}: {first['error']}") from failure
+        kind = RuntimeError if not first["value"] else ValueError if failure else ElsewhereError
+        raise kind(f"{what}{where}: {first['error']}") from failure
     return [outcome["result"] for outcome in outcomes]
 
 
@@ -57,7 +62,8 @@ def on_rank_0(what: str, step: Callable[[], Any]) -> Any:
     return together(what, lambda: step() if rank() == 0 else None)[0]
 
 
-def _all_gather(value: Any) -> list[Any]:
+def all_gather(value: Any) -> list[Any]:
+    """The values (JSON) of all ranks, rank 0's first, on every rank. Collective."""
     if not dist.is_initialized():
         return [value]
     data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)

@@ -1,10 +1,22 @@
-"""The error for data that is wrong: where it is, what was found, what was expected and what to do."""
+"""The error for data that is wrong: where it is, what was found, what was expected and what to do; and for leaving."""
 
 from __future__ import annotations
 
 
 class DataError(ValueError):
     """Input data that cannot be used as it is; the message says where, what and what to do."""
+
+
+class PassingError(ValueError):
+    """What stands in the way now and may be gone when the same job is tried again."""
+
+
+class StalledError(DataError, PassingError):
+    """A file system that does not answer."""
+
+
+class Preempted(Exception):
+    """The job was told to leave; every rank raises this after the same step, with no batch left in the pipeline."""
 
 
 class DamagedError(DataError):

@@ -134,13 +134,16 @@ class Ids(FeatureBase):
         return self.buckets or (MANAGED_HASHES if self.managed is not None else None)
 
     @property
+    def reserves(self) -> bool:
+        """Whether unknown ids, or those out of range, have a row of their own."""
+        return self.hashes is None and self.bad_policy == "reserve"
+
+    @property
     def rows(self) -> int:
         """Rows of the table, the reserved one included (it is the last)."""
         if self.managed is not None:
             return managed_rows(self.managed)
-        return (self.buckets or self.range or len(self._words)) + (
-            self.buckets is None and self.bad_policy == "reserve"
-        )
+        return (self.buckets or self.range or len(self._words)) + self.reserves
 
 
 class Id(Ids):

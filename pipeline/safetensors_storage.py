@@ -94,7 +94,7 @@ class SafetensorsWriter(StorageWriter):
             file: str = plan.storage_data
             self.files[file] = write_file(self._filesystem, f"{self._directory}/{file}", _payload(plan.items, planner))
         done: Future[list[WriteResult]] = Future()
-        done.set_result([WriteResult(item.index, _num_bytes(item), plan.storage_data) for item in plan.items])
+        done.set_result([WriteResult(item.index, num_bytes(item), plan.storage_data) for item in plan.items])
         return done
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
@@ -256,7 +256,7 @@ def _payload(items: list[WriteItem], planner: SavePlanner) -> Iterator[bytes | m
     end = 0
     for item in items:
         data = _data(item)
-        begin, end = end, end + _num_bytes(item)
+        begin, end = end, end + num_bytes(item)
         key = _key(item.index.fqn, data.chunk, data.size)
         header[key] = {
             "dtype": DTYPE_NAMES[data.properties.dtype],
@@ -271,7 +271,7 @@ def _payload(items: list[WriteItem], planner: SavePlanner) -> Iterator[bytes | m
         assert isinstance(tensor, Tensor)
         # A copy from an accelerator lives for one shard only.
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-        assert len(raw) == _num_bytes(item), item.index
+        assert len(raw) == num_bytes(item), item.index
         for begin in range(0, len(raw), _BLOCK):
             yield raw[begin : begin + _BLOCK]
 
@@ -295,5 +295,6 @@ def _data(item: WriteItem) -> TensorWriteData:
     return item.tensor_data
 
 
-def _num_bytes(item: WriteItem) -> int:
+def num_bytes(item: WriteItem) -> int:
+    """What a tensor, or the part of it that `item` stands for, takes in a file."""
     return math.prod(_data(item).chunk.sizes) * _data(item).properties.dtype.itemsize
