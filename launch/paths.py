@@ -13,6 +13,7 @@ import fsspec
 
 from launch.config import Config
 from pipeline.checkpoint import Checkpoints
+from pipeline.checkpoint_files import NAME
 from pipeline.dataset import ParquetDataset
 
 
@@ -115,7 +116,7 @@ def find_source(path: str) -> tuple[str, str]:
         ValueError: there is none, or it cannot be told which is the best.
     """
     root, name = posixpath.split(path.rstrip("/"))
-    if re.fullmatch(r"step-\d{8,}", name):
+    if re.fullmatch(NAME, name):
         names = Checkpoints(root).names()
         if name in names:
             return root, name
