@@ -142,6 +142,9 @@ class RunConfig(Strict):
     checkpoints: str | None = Field(None, description="path or fsspec URL of checkpoints; default: in the directory")
     keep: PositiveInt = Field(2, description="newest checkpoints kept, besides the best")
     resume: Literal["auto", "never"] = Field("auto", description="auto: continue from the newest checkpoint")
+    warm_start: str | None = Field(
+        None, description="run or checkpoint that a new run takes its first weights from, as far as they fit by name"
+    )
     timeout_seconds: PositiveFloat = Field(600.0, description="limit on every collective")
 
 
