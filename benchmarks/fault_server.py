@@ -28,7 +28,7 @@ from benchmarks.fault_points import Fault, die_with_parent, install_on
 from launch import cli
 
 SECONDS_TO_START = 180.0  # on a busy machine
-SECONDS_AFTER_SIGTERM = 5.0
+SECONDS_AFTER_SIGTERM = 2.0
 SECONDS_TO_SHOW_STACKS = 2.0
 
 

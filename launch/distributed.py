@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import secrets
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -87,6 +88,7 @@ def process_group(config: Config, **arguments: Any) -> Iterator[Ranks]:
         ValueError: the ranks do not run the same job, or some do not come.
         JobFailed: inside, because another rank ended, stopped or came late; says which.
     """
+    end_with_launcher()
     rank, world_size, local_rank, local_world_size = world_from_environment()
     seconds = config.run.timeout_seconds
     timeout = timedelta(seconds=seconds)
@@ -155,6 +157,17 @@ def job_store(rank: int, seconds: float) -> dist.Store:
             f"rank 0 has not joined the job after {seconds:g} s (run.timeout_seconds): nobody answers at {host}:{port} "
             f"({str(error).partition(chr(10))[0]})"
         ) from None
+
+
+def end_with_launcher() -> None:
+    """Have the system kill this rank when torchrun, whose child it is, ends without a word.
+
+    Otherwise the ranks of a torchrun that was killed would train on, holding the run's directory against their own
+    restart. They could not save: the store that they would agree at is the launcher's.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def keep_freed_memory() -> None:
