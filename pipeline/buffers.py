@@ -21,8 +21,8 @@ class Buffers:
     """Pieces of memory, each for arrays that live and die together, such as those of a block; for any thread.
 
     All pieces are as large as the largest need so far: what of them is never written to costs nothing. So what comes
-    back fits what comes next, and memory is that of the most pieces that were lately out at a time. They are mapped, not
-    allocated: in a heap between short-lived arrays they would leave holes.
+    back fits what comes next, and memory is that of the most pieces that were lately out at a time. They are mapped,
+    not allocated: in a heap between short-lived arrays they would leave holes.
 
     >>> buffers = Buffers()
     >>> array = buffers.empty((2, 3), np.int32)
@@ -55,8 +55,10 @@ class Buffers:
             if size > self._size:
                 self._size = size + size // 4  # blocks differ a little
             self._free[:] = [memory for memory in self._free if len(memory) >= self._size]
-            if self._free:
+            while self._free:
                 memory = self._free.pop()
+                if len(memory) >= self._size:  # a smaller one may have come back this moment
+                    break
             else:
                 memory = mmap.mmap(-1, self._size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
                 if self._size >= _HUGE:

@@ -1,5 +1,6 @@
 import gc
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -90,6 +91,18 @@ def test_memory_that_is_not_needed_any_more_is_let_go() -> None:
     for _ in range(50):
         held[:] = [buffers.empty((9,), np.int64)]
     assert len(buffers._free) <= 2
+
+
+def test_threads_get_what_they_ask_for_while_sizes_grow_and_pieces_come_back() -> None:
+    buffers = Buffers()
+
+    def ask(number: int) -> int:
+        return sum(len(buffers.empty((1000 * size + number,), np.int64)) for size in range(300))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(ask, range(4))) == [
+            sum(1000 * size + number for size in range(300)) for number in range(4)
+        ]
 
 
 def test_an_array_without_values() -> None:
