@@ -21,13 +21,14 @@ export PIP_NO_INPUT := 1
 stage = @echo "$(1)"; { $(2); } >>$(LOG) 2>&1 </dev/null || { tail -n 5 $(LOG); echo "failed: $(1); see $(LOG)"; exit 1; } >&2
 
 .DELETE_ON_ERROR:
-.PHONY: help venv test test-gpu test-nodes demo lint types lock clean
+.PHONY: help venv test test-gpu test-nodes demo docs lint types lock clean
 
 help:
 	@echo "make demo   train on MovieLens-100K in two processes and show how good the model is"
 	@echo "make test   run the tests"
 	@echo "make test-gpu DEVICE=cuda   check and measure the head on a GPU; says so where there is none"
 	@echo "make test-nodes   as root: jobs over two network namespaces, on a Slurm of their own, and with ranks that stop"
+	@echo "make docs   the documentation as a site, links checked"
 	@echo "make lint types lock clean venv"
 
 venv: $(INSTALLED)
@@ -67,6 +68,11 @@ demo: $(INSTALLED) data/ml-100k
 	$(BIN)/torchx --log_level WARNING run -s local_cwd launch/components.py:train -j 1x2 --config configs/ml-100k.yaml
 	$(BIN)/rankmixer report runs/ml-100k
 
+# The variable: mkdocs-material tells of its successor at every build.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "the site: $(CURDIR)/site/index.html"
+
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
@@ -88,4 +94,4 @@ lock: $(INSTALLED)
 	  } >$(VENV)/$$device.txt && mv $(VENV)/$$device.txt requirements/$$device.txt; done
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

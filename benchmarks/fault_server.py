@@ -8,9 +8,11 @@ has ended; the client decides what then becomes of the others.
 from __future__ import annotations
 
 import faulthandler
+import importlib
 import json
 import os
 import queue
+import resource
 import signal
 import socket
 import subprocess
@@ -22,7 +24,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from benchmarks.fault_points import Fault, die_with_parent, install
+from benchmarks.fault_points import Fault, die_with_parent, install_on
+from launch import cli
 
 SECONDS_TO_START = 180.0  # on a busy machine
 SECONDS_AFTER_SIGTERM = 5.0
@@ -55,17 +58,31 @@ class ForkServer:
             self._process.wait()
 
     def run(
-        self, ranks: int, arguments: Sequence[str], *, seconds: float, fault: Fault | None = None
+        self,
+        ranks: int,
+        arguments: Sequence[str],
+        *,
+        seconds: float,
+        faults: Sequence[Fault] = (),
+        memory: int | None = None,
     ) -> dict[int, int]:
         """`rankmixer ARGUMENTS` on forked ranks, until all have ended; their statuses, minus the signal if one did it.
 
         As torchrun does, the first rank that fails ends the others: SIGTERM, and SIGKILL where that does not help.
 
+        Args:
+            ranks: how many.
+            arguments: of the command line.
+            seconds: after which it hangs.
+            faults: that strike.
+            memory: limit on the address space of a rank, in bytes.
+
         Raises:
             Hung: after `seconds`.
         """
-        fault_ = None if fault is None else fault.as_json()
-        pids: list[int] = self._ask({"ranks": ranks, "arguments": list(arguments), "fault": fault_})["pids"]
+        request = {"ranks": ranks, "arguments": list(arguments), "faults": [fault.as_json() for fault in faults]}
+        request["memory"] = memory
+        pids: list[int] = self._ask(request)["pids"]
         statuses: dict[int, int] = {}
         deadline, stopping = time.monotonic() + seconds, False
         while len(statuses) < ranks:
@@ -136,13 +153,9 @@ def _signal(pids: Sequence[int], statuses: Mapping[int, int], number: signal.Sig
 def serve() -> None:
     """The server's end: a request a line on stdin, on stdout the ids of the forked ranks and how each ended."""
     die_with_parent()
-    from torch.utils.tensorboard import SummaryWriter  # noqa: F401  takes seconds to import
-
-    import launch.evaluate
-    import launch.stream  # noqa: F401  with launch.train and all it needs
-    from launch import cli
-
     cli._quiet_libraries()
+    for module in ("launch.stream", "torch.utils.tensorboard"):  # with launch.train and all it needs
+        importlib.import_module(module)
     _say({"ready": True})
     for line in sys.stdin:
         request = json.loads(line)
@@ -165,15 +178,14 @@ def _fork(rank: int, ranks: int, port: int, request: dict[str, Any]) -> int:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        faulthandler.register(signal.SIGUSR2, file=sys.__stderr__, all_threads=True)
+        faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)
         if ranks > 1:
             world = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": ranks}
             os.environ |= {name: str(value) for name, value in world.items()}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        if request["fault"] and request["fault"]["rank"] == rank:
-            install(Fault(**request["fault"]))
-        from launch import cli
-
+        if request["memory"]:
+            resource.setrlimit(resource.RLIMIT_AS, (request["memory"], request["memory"]))
+        install_on(rank, request["faults"])
         status = cli.main(request["arguments"])
     finally:
         sys.stdout.flush()

@@ -21,7 +21,7 @@ from launch.preemption import sigterm_unwinds
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; return the exit status: 0, 2 for the user's mistake, 1 for anything else."""
+    """Run a command line; return the exit status: 0, 2 for the user's mistake, 75 if preempted, 1 for anything else."""
     parsed = parser().parse_args(arguments)
     _quiet_libraries()
     with sigterm_unwinds() if parsed.name != "train" else nullcontext():

@@ -75,7 +75,7 @@ class Lease:
                 other = self._other()
                 if other is None and self._read() is None:
                     self._write()
-        except OSError:
+        except Exception:  # whatever a file system raises
             return None
         return self._named(other) if other else None
 
@@ -85,13 +85,13 @@ class Lease:
         if self._thread:
             self._thread.join()
             self._thread = None
-            with suppress(OSError):
+            with suppress(Exception):
                 if self._other() is None:
                     self._fs.rm(self._path)
 
     def _renew(self) -> None:
         while not self._has_ended.wait(BEAT_SECONDS):
-            with suppress(OSError), self._writing:  # a disk that fails for a while
+            with suppress(Exception), self._writing:  # whatever a file system raises that fails for a while
                 if self._other():
                     return  # whoever saves next is told by `check`
                 self._mine["beat"] += 1

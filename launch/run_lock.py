@@ -75,9 +75,10 @@ class FileLock:
                 time.sleep(0.1)
             else:
                 break
-        os.ftruncate(file, 0)
-        os.write(file, json.dumps(this_process()).encode())
         self._file = file
+        with suppress(OSError):  # of a full disk: then the holder has no name
+            os.ftruncate(file, 0)
+            os.write(file, json.dumps(this_process()).encode())
         return None
 
     def holder(self) -> str | None:
@@ -95,13 +96,17 @@ class FileLock:
         return None
 
     def check(self) -> str | None:
-        """Who has taken it over; a directory that was deleted is made again."""
-        assert self._file is not None
+        """Who has taken it over. A directory that was deleted is made again; a disk that fails is not another job."""
         try:
-            is_ours = os.path.sameopenfile(self._file, file := os.open(self._path, os.O_RDONLY))
+            file = os.open(self._path, os.O_RDONLY)
         except FileNotFoundError:
-            os.close(self._file)
-            return self.take()
+            self.release()
+            with suppress(OSError):
+                return self.take()
+            return None
+        except OSError:
+            return None
+        is_ours = self._file is not None and os.path.sameopenfile(self._file, file)
         os.close(file)
         return None if is_ours else self._named()
 

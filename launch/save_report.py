@@ -29,7 +29,7 @@ class SaveReport:
         self._journal = journal
         self._cause: set[tuple[int, str]] = set()
         self._failed = 0
-        self._said_slow = False
+        self._said_slow = self._said_waiting = False
 
     def tell(self, outcome: Outcome) -> None:
         """Say what became of a save."""
@@ -54,6 +54,14 @@ class SaveReport:
             bytes=outcome.num_bytes,
             bytes_per_second=outcome.num_bytes / outcome.seconds,
         )
+        if outcome.waiting and not self._said_waiting:
+            self._said_waiting = True
+            ranks = ", ".join(map(str, outcome.waiting))
+            self.warn(
+                outcome.step,
+                f"training waits while rank {ranks} writes a checkpoint: the host has not the memory for a copy of "
+                f"that rank's state; {outcome.num_bytes:,} bytes are copied on all ranks together",
+            )
         for remark in outcome.remarks:
             self.warn(outcome.step, remark)
 

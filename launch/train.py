@@ -51,7 +51,7 @@ def train(config: Config) -> None:
         result = None
         while result is None:
             try:
-                result = kind(config, ranks, lock, rollbacks).run()
+                result = kind(config, ranks, rollbacks, lock).run()
             except DivergedError as error:
                 rollbacks.follow(error)
             gc.collect()  # the model that diverged, before there is another
@@ -65,11 +65,11 @@ class Training:
     Args:
         config: the run.
         ranks: this process.
-        lock: on the run's directory.
         rollbacks: what is passed over, and what is looked at closely.
+        lock: on the run's directory.
     """
 
-    def __init__(self, config: Config, ranks: Ranks, lock: RunLock, rollbacks: Rollbacks) -> None:
+    def __init__(self, config: Config, ranks: Ranks, rollbacks: Rollbacks, lock: RunLock) -> None:
         self.config, self.ranks, self.lock = config, ranks, lock
         self.checkpoints: Checkpoints = checkpoints_of(config)
         self.rollbacks = rollbacks
@@ -196,11 +196,11 @@ class Training:
                 self.journal.close()
 
     def _farewell(self) -> str:
-        """What to say when the job was told to leave. Collective; recorded in the log."""
+        """What to say when the job was told to leave and its last checkpoint is whole. Collective; in the log."""
+        self.saver.finish()
         told = self.ranks.preemption.signal
         everywhere = together("cannot say which signal came", lambda: told and told.name)
         names = " and ".join(sorted({name for name in everywhere if name}))
-        self.saver.wait()
         step, checkpoint = self.loop.position.step, self.checkpoints.latest()
         if self.journal:
             self.journal.event("preempted", step, signal=names, checkpoint=checkpoint)

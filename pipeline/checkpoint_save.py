@@ -22,7 +22,7 @@ from pipeline.checkpoint_plan import check_tensors, decode, encode
 from pipeline.collective import rank, together
 from pipeline.meeting import Meeting
 from pipeline.safetensors_storage import SafetensorsWriter, num_bytes
-from pipeline.staging import Staging
+from pipeline.staging import Copies, Staging
 
 # Directories that this process is writing: another save of it must not take them for leftovers.
 IN_PROGRESS: set[str] = set()
@@ -59,6 +59,7 @@ class Outcome:
         seconds: from the start of writing until it was whole.
         failures: of the ranks that could not write.
         remarks: what else the user should know of the directory, a sentence each.
+        waiting: ranks that trained on only when they had written, for want of memory for a copy.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Outcome:
     seconds: float = 0.0
     failures: list[Failure] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    waiting: list[int] = field(default_factory=list)
 
     def __str__(self) -> str:
         if not self.failures:
@@ -145,7 +147,7 @@ class Saving:
             refused = meeting.broadcast(self._trying(self._begin)["failure"] if self._rank == 0 else None)
             if refused:
                 return self._failed([refused]) if self._rank == 0 else None
-            parts = meeting.gather(self._trying(self._write_part))
+            parts = meeting.gather({**self._trying(self._write_part), "is_copy": isinstance(self._source, Copies)})
             if parts is None:
                 return None
             failures = [part["failure"] for part in parts if part["failure"]]
@@ -153,7 +155,10 @@ class Saving:
                 committed = self._trying(lambda: self._commit([part["result"] for part in parts]))
                 if not committed["failure"]:
                     seconds = time.perf_counter() - started
-                    return Outcome(self.name, self.path, self._step, committed["result"], seconds, [], self._tidied())
+                    waiting = [number for number, part in enumerate(parts) if not part["is_copy"]]
+                    return Outcome(
+                        self.name, self.path, self._step, committed["result"], seconds, [], self._tidied(), waiting
+                    )
                 failures = [committed["failure"]]
             return self._failed(failures)
         finally:

@@ -26,6 +26,14 @@ class DamagedError(DataError):
     row_group: int
 
 
+class SystemFailure(RuntimeError):
+    """A step of all ranks that failed on one with an OSError; `errno` is that error's."""
+
+    def __init__(self, message: str, errno: int | None) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+
 def data_error(
     file: str,
     *,

@@ -139,8 +139,10 @@ class Loop:
     def _run(self) -> bool:
         ahead = sum(self._here() <= batch < (self.pace.epochs, 0) for batch in self.passes_over)
         last_step = self.pace.total_steps(self.position, self.reader, ahead)
-        if self.position.evaluation_due and self._boundary(last_step):
-            return True
+        if self.position.evaluation_due:
+            at_end = self._begins_epoch() or self.position.step == last_step
+            if self._boundary(at_end, steps=1):
+                return True
         while self.position.step < last_step:
             batches = self.reader.epoch(self.position.epoch, self.position.row)
             try:
@@ -156,24 +158,29 @@ class Loop:
             if steps:
                 self._train(itertools.islice(batches, steps), steps)
             passed = self._pass_over()
-            if self._boundary(last_step, steps > 0):
+            at_end = self.position.epoch != epoch or self.position.step == last_step
+            if self._boundary(at_end, steps):
                 return True
             if passed:
                 return False  # the reader begins anew behind it
         return False
 
-    def _boundary(self, last_step: int, has_moved: bool = True) -> bool:
-        """Evaluate and save if that is due; True to stop."""
-        at_end = self.position.row == 0 or self.position.step == last_step
+    def _boundary(self, at_end: bool, steps: int) -> bool:
+        """Evaluate and save if that is due `steps` steps behind the boundary before; True to stop."""
         stop = False
-        if self._is_due(self.pace.evaluate_every, at_end, has_moved):
+        if self._is_due(self.pace.evaluate_every, at_end, steps):
             self.position.evaluation_due = True
             stop = self.evaluate(self.position)
             self.position.evaluation_due = False
-        if stop or self._is_due(self.pace.checkpoint_every or self.pace.evaluate_every, at_end, has_moved):
+        if stop or self._is_due(self.pace.checkpoint_every or self.pace.evaluate_every, at_end, steps):
             self.save(self.position)
             self._saved = replace(self.position)
         return stop
+
+    def _begins_epoch(self) -> bool:
+        """Whether nothing of the epoch has been trained on."""
+        before = range(0, self.position.row, self.reader.batch_size)
+        return all((self.position.epoch, row) in self.passes_over for row in before)
 
     def _pass_over(self) -> bool:
         """Move the position behind batches that are not trained on."""
@@ -195,8 +202,8 @@ class Loop:
                 distances.append(every - step % every)
         return min(distances)
 
-    def _is_due(self, every: int | None, at_end: bool, has_moved: bool) -> bool:
-        return at_end or (every is not None and has_moved and self.position.step % every == 0)
+    def _is_due(self, every: int | None, at_end: bool, steps: int) -> bool:
+        return at_end or (every is not None and steps > 0 and self.position.step % every == 0)
 
     def _train(self, batches: Iterator[Batch], steps: int) -> None:
         self._restart_clock()

@@ -7,6 +7,7 @@ store tie nobody: a rank that has gone is a key that does not come, and who wait
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ import torch.distributed as dist
 from pipeline.collective import all_gather, rank
 
 LONGEST_NAP = 0.2  # seconds between two looks at the store
+_NUMBERS = itertools.count()  # of this process's meetings: none must find what another has said
 
 
 class Meeting(Protocol):
@@ -47,7 +49,8 @@ class StoreMeeting:
     """Over a store: for any thread. What was said is removed from the store when all have heard it.
 
     Args:
-        store: the job's, under a prefix that no earlier attempt has used; None with one rank.
+        store: the job's, under a prefix that no earlier attempt has used; None with one rank. All ranks of an attempt
+            make their meetings in the same order.
         rank: of this process.
         world_size: W.
 
@@ -61,8 +64,11 @@ class StoreMeeting:
 
     def __init__(self, store: dist.Store | None, rank: int, world_size: int) -> None:
         assert store is not None or world_size == 1, "ranks that write in threads need a store"
-        # A connection of its own: process groups use the store too, and one that waits is taken.
-        self._store = store.clone() if store is not None and world_size > 1 else None  # type: ignore[attr-defined]
+        self._store: dist.Store | None = None
+        if store is not None and world_size > 1:
+            # A connection of its own: process groups use the store too, and one that waits is taken.
+            own: dist.Store = store.clone()  # type: ignore[attr-defined]
+            self._store = dist.PrefixStore(f"meeting {next(_NUMBERS)}", own)
         self._rank, self._world_size = rank, world_size
         self._messages = 0
         self._said: list[str] = []

@@ -40,7 +40,8 @@ class BatchReader:
     Args:
         dataset: what to read.
         batch_size: G, of all ranks together.
-        rank, world_size: which part of every batch is read here.
+        rank: which part of every batch is read here.
+        world_size: how many parts there are.
         shuffle: permute row groups, then rows inside windows; otherwise the order of the files.
         seed: of the order.
         window_rows: rows of a window at least; without shuffling a giant row group is decoded in pieces of this size.

@@ -79,6 +79,7 @@ def test_what_is_saved_is_the_state_of_the_call_whatever_training_does_meanwhile
     assert second == saves.wait() == told[1]
     assert saves.staged_bytes == held > 0, "the same memory is used again"
     assert contents(tmp_path / "thread") == contents(tmp_path / "at once")
+    assert second.waiting == []
     assert second.num_bytes == sum(len(contents(tmp_path / "thread")[f"{second.name}/{file}"]) for file in FILES[1:])
 
 
@@ -90,6 +91,9 @@ def test_without_memory_for_a_copy_it_is_written_at_once(tmp_path: Path, monkeyp
     change(trained)
     assert saves.staged_bytes == 0
     assert value_of_latest(Checkpoints(tmp_path)) == 7.0
+    outcome = saves.wait()
+    assert outcome is not None
+    assert outcome.waiting == [0]
 
 
 def test_mistakes_in_the_state_are_errors_at_once(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.cli import main
 from launch.config import load_config
 from launch.retries import check_try, marking_mistakes
 from pipeline.collective import ElsewhereError
@@ -37,6 +38,18 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     for name in RESTARTS:
         monkeypatch.delenv(name, raising=False)
     return Run(tmp_path)
+
+
+def test_the_command_refuses_before_any_process_group(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.fail(DataError("bad"))
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    monkeypatch.setattr("launch.distributed.process_group", None)
+    assert main(["train", "--config", str(run.config)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("rankmixer: error: not tried again")
+    assert f"so does removing {run.folder / 'run' / 'failed.json'}, or starting the command anew" in said
 
 
 @pytest.mark.parametrize(

@@ -196,9 +196,9 @@ def train_all(rank: int, world_size: int, folder: str, config: str, overrides: l
     for arch in ARCHS:
         run = load_config(config, [*overrides, f"model.arch={arch}", f"run.directory={folder}/{arch}"])
         with RunLock(run) as lock:
-            training = Training(run, ranks, lock, Rollbacks(run, ranks))
+            training = Training(run, ranks, Rollbacks(run, ranks), lock)
             result = training.run()
-            again = Training(run, ranks, lock, Rollbacks(run, ranks)).built
+            again = Training(run, ranks, Rollbacks(run, ranks), lock).built
         weights = {key: value for key, value in training.built.model.state_dict().items() if key.startswith("head.")}
         results[arch] = {
             "result": result,

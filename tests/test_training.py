@@ -133,6 +133,7 @@ def test_a_row_that_cannot_be_read_ends_every_rank_with_one_message(trained: Job
     for part in ("b.parquet", "row group 1", "row 11", "user", "20"):
         assert part in done.stderr, done.stderr
     assert "pipeline/dataset.py" not in done.stderr  # no traceback of ours, only torchrun's own
+    assert "row group 1" in json.loads((run / "failed.json").read_text())["message"]
     for checkpoint in (run / "checkpoints").glob("step-*"):
         assert (checkpoint / "manifest.json").exists()
 
