@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 
+from launch.cli_checkpoints import add_checkpoints
 from launch.cli_data import add_data
 from launch.cli_jobs import add_jobs
 from launch.cli_runs import add_runs
@@ -46,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     commands = Commands(root, dest="name", metavar="COMMAND")
     add_jobs(commands)
     add_runs(commands)
+    add_checkpoints(commands)
     add_data(commands)
     return root
 

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from launch.grammar import Commands, add_json
+from launch.grammar import Commands, add_json, columns
 
 if TYPE_CHECKING:
     from pipeline.build_vocabulary import Written
@@ -46,11 +46,15 @@ def add_data(commands: Commands) -> None:
     csv = data.add(
         "csv",
         _csv,
-        "turn a CSV file into Parquet and propose a feature schema",
-        "rankmixer data csv clicks.csv --out data/clicks",
+        "turn a CSV file into Parquet, and propose a feature schema and a configuration",
+        "rankmixer data csv clicks.csv --out data/clicks --label bought --time when",
     )
-    csv.add_argument("file", help="CSV file with a header line")
+    csv.add_argument("file", help="CSV file with a header line, .gz too")
     csv.add_argument("--out", required=True, help="directory to write")
+    csv.add_argument("--label", type=columns, default=[], metavar="A,B", help="columns of 0 and 1 to predict")
+    csv.add_argument("--time", metavar="COLUMN", help="test on the newest rows by this column; default: at random")
+    csv.add_argument("--like", metavar="DIR", help="no proposals: only Parquet, with the types of this earlier --out")
+    csv.add_argument("--delimiter", help="default: the one of , ; tab | that the header has most of")
     profile = data.add(
         "profile",
         _profile,
@@ -113,9 +117,15 @@ def _synthetic(arguments: argparse.Namespace) -> None:
 
 
 def _csv(arguments: argparse.Namespace) -> None:
-    from pipeline.csv_import import import_csv
+    from pipeline.csv_import import import_csv, import_like
 
-    import_csv(arguments.file, arguments.out)
+    file, out, delimiter = arguments.file, arguments.out, arguments.delimiter
+    if arguments.like is None:
+        import_csv(file, out, labels=arguments.label, time=arguments.time, delimiter=delimiter)
+    elif arguments.label or arguments.time:
+        raise ValueError("--like writes no labels and parts of its own; leave out --label and --time, or --like")
+    else:
+        import_like(file, out, arguments.like, delimiter=delimiter)
 
 
 def _profile(arguments: argparse.Namespace) -> None:

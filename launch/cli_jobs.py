@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from launch.grammar import Commands, add_checkpoint, add_config, add_json
+from launch.grammar import Commands, add_checkpoint, add_config, add_json, columns
 
 
 def add_jobs(commands: Commands) -> None:
@@ -38,7 +38,7 @@ def add_jobs(commands: Commands) -> None:
     predict.add_argument("--data", required=True, help="Parquet files: path, glob, directory or URL")
     predict.add_argument("--out", required=True, help="directory to write; must not exist")
     predict.add_argument(
-        "--keys", type=_columns, default=[], metavar="A,B", help="columns to copy to the output, separated by commas"
+        "--keys", type=columns, default=[], metavar="A,B", help="columns to copy to the output, separated by commas"
     )
 
     plan = commands.add(
@@ -53,10 +53,6 @@ def add_jobs(commands: Commands) -> None:
     plan.add_argument("--hbm-gb", type=float, default=80.0, help="device memory of a rank")
     plan.add_argument("--ddr-gb", type=float, default=64.0, help="host memory of a rank")
     add_json(plan)
-
-
-def _columns(text: str) -> list[str]:
-    return [column for column in text.split(",") if column]
 
 
 def _train(arguments: argparse.Namespace) -> None:

@@ -71,3 +71,12 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """The argument of a command that uses the weights of a run."""
     parser.add_argument("--checkpoint", default="best", help="best (default), latest or a name")
+
+
+def columns(text: str) -> list[str]:
+    """An argument that names columns, separated by commas.
+
+    >>> columns("user_id,item_id")
+    ['user_id', 'item_id']
+    """
+    return [column for column in text.split(",") if column]

@@ -29,6 +29,7 @@ from launch.settle import settle_buckets
 from launch.traces import StepTrace
 from launch.tracking import tracker_of
 from launch.versions import versions
+from launch.warm_start import record_warm_start, warm_start
 from pipeline.checkpoint import Checkpoints
 from pipeline.collective import together
 from pipeline.errors import Preempted
@@ -98,11 +99,13 @@ class Training:
         if resumed:
             restore(self.built, ranks, self.checkpoints, resumed, config, to_resume=True)
         self.built.optimizer.set_optimizer_step(position.step)  # FBGEMM's Adam counts steps outside its state
+        warm = warm_start(config, self.built, ranks) if config.run.warm_start and not resumed else None
         self.told_mended: Counter[str] = Counter()
         self.peak = config.train.peak_tflops * 1e12 if config.train.peak_tflops else peak_flops(ranks.device)
         self.hosts = ", ".join(dict.fromkeys(together("cannot name the hosts", socket.gethostname)))
         self.journal = self._journal(resumed)
         record_damaged(self.journal, position.step, damaged)
+        record_warm_start(self.journal, config.run.directory, warm)
         self.bad_files = BadFileReport(config.run.directory, self.journal)
         self.checkup = Checkup(config, ranks, self.journal)
         self.judge = Judge(config, self.built, ranks, self.journal, self.bad_files, self.checkup, self.meta)

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from pipeline.checkpoint_files import META, CheckpointFiles, Damage, listed
 from pipeline.checkpoint_load import damage_of, load
+from pipeline.checkpoint_parts import SavedTensors
 from pipeline.checkpoint_save import IN_PROGRESS, SaveFailed, Saving
 from pipeline.collective import on_rank_0
 from pipeline.meeting import GroupMeeting
@@ -71,13 +72,12 @@ class Checkpoints:
             ValueError: a manifest is damaged, so that the metric of its checkpoint is not known.
         """
 
-        def choose() -> str | None:
-            for name, damage in self._files.with_damaged_manifest().items():
-                raise self._files.error(name, damage)
-            return next(iter(self._files.by_metric()), None)
-
-        best: str | None = on_rank_0(f"cannot say which checkpoint of {self._files.root} is the best", choose)
+        best: str | None = on_rank_0(f"cannot say which checkpoint of {self._files.root} is the best", self._best)
         return best
+
+    def suggested(self) -> str | None:
+        """The best checkpoint, or else the latest. Not collective."""
+        return self._best() or next(reversed(self.names()), None)
 
     def whole(self, which: Literal["latest", "best"]) -> tuple[str | None, dict[str, Damage]]:
         """The latest or best checkpoint that is whole to the last byte, and what is wrong with those before it.
@@ -167,10 +167,27 @@ class Checkpoints:
         """
         seen_whole, self._whole = self._whole, None
         if name != seen_whole:
-            damage = damage_of(self._files, name)
-            if damage:
-                raise self._files.error(name, damage)
+            self.verify(name)
         return load(self._files, name, state)
+
+    def verify(self, name: str) -> None:
+        """Compare every byte of a checkpoint with its manifest. Collective: all ranks agree.
+
+        Raises:
+            ValueError: there is no such checkpoint, a file is not the one saved, or it cannot be read.
+        """
+        damage = damage_of(self._files, name)
+        if damage:
+            raise self._files.error(name, damage)
+
+    def tensors(self, name: str) -> SavedTensors:
+        """The tensors of a checkpoint, to read parts of them. Not collective."""
+        return SavedTensors(self._files, name)
+
+    def _best(self) -> str | None:
+        for name, damage in self._files.with_damaged_manifest().items():
+            raise self._files.error(name, damage)
+        return next(iter(self._files.by_metric()), None)
 
     def _tidy(self, saved: str) -> list[str]:
         """Remove the checkpoints not kept and what killed saves left; return what the user should know."""

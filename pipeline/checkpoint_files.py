@@ -18,6 +18,7 @@ from pipeline.safetensors_storage import checksum_of, write_file
 
 MANIFEST = "manifest.json"
 META = "meta.json"
+NAME = r"step-\d{8,}"  # of a checkpoint
 FORMAT = 2  # 1 had no checksum of the manifest itself
 _CHECKSUM = "xxh3_128"
 _ASIDE = "damaged-"
@@ -61,13 +62,20 @@ class CheckpointFiles:
 
     def directories(self) -> list[str]:
         """All directories named as checkpoints, whole or not, by step."""
+        names = [name for name in self._entries() if re.fullmatch(NAME, name)]
+        return sorted(names, key=lambda name: int(name[5:]))
+
+    def aside(self) -> list[str]:
+        """What was set aside."""
+        return sorted(name for name in self._entries() if re.fullmatch(rf"{_ASIDE}{NAME}(-\d+)?", name))
+
+    def _entries(self) -> list[str]:
         self.filesystem.invalidate_cache()  # object stores remember listings
         try:
             entries = self.filesystem.ls(self.root, detail=False)
         except FileNotFoundError:
             return []
-        names = [os.path.basename(entry.rstrip("/")) for entry in entries]
-        return sorted((name for name in names if re.fullmatch(r"step-\d{8,}", name)), key=lambda name: int(name[5:]))
+        return [os.path.basename(entry.rstrip("/")) for entry in entries]
 
     def manifests(self) -> dict[str, dict[str, Any] | Damage]:
         """The manifest of every checkpoint, or what is wrong with it, by step."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from launch.cli import main
 from pipeline.journal import read_log
 from tests.job import ROWS, Job
 
@@ -64,6 +65,32 @@ def test_resumed_equals_uninterrupted_bit_for_bit(trained: Job) -> None:
     assert len(final) > 10
     for name, tensor in expected.items():
         assert torch.equal(final[name], tensor), name
+
+
+def test_a_new_run_begins_with_the_weights_of_this_one(trained: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    # On one rank, whatever the old run had; steps that move nothing.
+    arguments = [f"run.directory={trained.folder / 'new'}", f"run.warm_start={trained.folder / 'run'}"]
+    arguments += ["optimizer.dense.lr=1e-30", "optimizer.sparse.lr=1e-30", "train.evaluate_every=1"]
+    assert main(["train", "--config", str(trained.config), *arguments, "train.max_steps=1"]) == 0
+    report = json.loads((trained.folder / "new" / "warm_start.json").read_text())
+    source = Path(report["source"])
+    assert source.parent == trained.folder / "run" / "checkpoints"
+    assert f"warm start from {source}: {len(report['taken'])} tensors taken\n" in capsys.readouterr().err
+    assert report["mapped"] == report["new"] == {}
+    assert report["left_over"] == []
+    [event] = [line for line in read_log(str(trained.folder / "new")) if line["kind"] == "warm_start"]
+    assert (event["step"], event["taken"], event["new"]) == (0, len(report["taken"]), 0)
+
+    def click_auc(run: str, step: int) -> float:
+        lines = read_log(str(trained.folder / run))
+        return next(float(line["click/auc"]) for line in lines if (line["kind"], line["step"]) == ("evaluate", step))
+
+    assert click_auc("new", 1) == pytest.approx(click_auc("run", int(source.name[5:])), abs=1e-9)
+    # What resumes has weights of its own.
+    assert main(["train", "--config", str(trained.config), *arguments, "train.max_steps=2"]) == 0
+    assert "warm start" not in capsys.readouterr().err
+    assert main(["train", "--config", str(trained.config), "run.warm_start=nowhere", "run.directory=another"]) == 2
+    assert "run.warm_start is nowhere: found no checkpoint there" in capsys.readouterr().err
 
 
 def test_evaluation_of_a_checkpoint_on_another_number_of_ranks(trained: Job) -> None:
