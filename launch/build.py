@@ -72,7 +72,23 @@ class Build:
 
 
 def build_ranker(config: Config, device: torch.device) -> Ranker:
-    """The unsharded Ranker, tables and head on the meta device."""
+    """The unsharded Ranker, tables and head on the meta device.
+
+    Raises:
+        ValueError: a size is so large that a tensor's bytes cannot be counted.
+    """
+    try:
+        return _ranker(config, device)
+    except RuntimeError as error:
+        if "Storage size" not in str(error):
+            raise
+        raise ValueError(
+            f"a tensor would be larger than any memory ({str(error).splitlines()[0]}); expected smaller sizes under "
+            "model, or fewer rows or a smaller dim of a table"
+        ) from None
+
+
+def _ranker(config: Config, device: torch.device) -> Ranker:
     schema = config.feature_schema
     tables = embedding_tables(schema, {name: table.dtype for name, table in config.plan.tables.items()})
     embeddings = FeatureEmbeddings(schema, tables)

@@ -127,6 +127,9 @@ def test_a_wrong_configuration_is_a_clear_error(folder: Path, server: ForkServer
     tree = yaml.safe_load((folder / "run.yaml").read_text())
     tree["model"]["layers"] = "two"
     assert fault_configurations.judge(tree, folder, server) == ("error", "")
+    tree["model"] = {"width": 10**9}  # torch cannot even count the bytes
+    assert fault_configurations.judge(tree, folder, server) == ("error", "")
+    assert "a tensor would be larger than any memory" in server.said(0)
 
 
 @pytest.mark.long
