@@ -133,6 +133,13 @@ class Metrics:
         cell_BK = (task_K * num_bins + scaled_BK.clamp(0, num_bins - 1).long()) * 2 + (signed_BK > 0)
         self._bins_KC2.view(-1).index_add_(0, cell_BK.flatten(), signed_BK.abs().double().flatten())
 
+    def add(self, other: Metrics) -> None:
+        """Take over the rows of `other`, which has the same tasks, group and bins."""
+        self._sums_KS += other._sums_KS
+        self._bins_KC2 += other._bins_KC2
+        self._batches += other._batches
+        self._groups += other._groups
+
     @torch.no_grad()
     def compute(self, group: ProcessGroup | None = None) -> dict[str, float]:
         """The metrics over the rows of all ranks; every rank of `group` must call it, and gets the same floats.
