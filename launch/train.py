@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import socket
 from collections import Counter
-from dataclasses import asdict
 from typing import Any
 
-import torch
-
-from launch.bad_files import BadFileReport, check_resumed, found_bad, remembered
+from launch.bad_files import BadFileReport, check_resumed, found_bad
 from launch.build import Build, build
-from launch.config import Config, dump_config
+from launch.config import Config
 from launch.distributed import Ranks, check_world_here, cluster_here, process_group
-from launch.health import are_finite, layer_statistics
-from launch.job import evaluate, managed_rows, random_state, restore, sizes_of, training_reader, waiting_state
+from launch.health import layer_statistics
+from launch.job import evaluate, restore, training_reader
+from launch.judging import Judge
 from launch.learnt import with_schema_to_train
 from launch.paths import checkpoints_of
 from launch.peak import peak_flops
 from launch.report import print_result
+from launch.saving import Saver
 from launch.versions import versions
 from pipeline.checkpoint import Checkpoints
 from pipeline.collective import together
@@ -27,8 +25,6 @@ from pipeline.journal import Journal
 from pipeline.loop import DivergedError, Loop, Pace, Position
 from pipeline.reader import BatchReader
 from pipeline.train_pipeline import AgreedPipeline
-
-LOWER_IS_BETTER = ("logloss", "ne")
 
 
 def train(config: Config) -> None:
@@ -78,15 +74,13 @@ class Training:
         if resumed:
             restore(self.built, ranks, self.checkpoints, resumed, config, to_resume=True)
             self.built.optimizer.set_optimizer_step(position.step)  # FBGEMM's Adam counts steps outside its state
-        self.evaluation: dict[str, float] = self.meta.get("evaluation", {})
-        self.evaluated_step: int | None = None
         self.told_mended: Counter[str] = Counter()
-        self.best: float = self.meta.get("best", -math.inf)
-        self.evaluations_since_best: int = self.meta.get("evaluations_since_best", 0)
         self.peak = config.train.peak_tflops * 1e12 if config.train.peak_tflops else peak_flops(ranks.device)
         self.hosts = ", ".join(dict.fromkeys(together("cannot name the hosts", socket.gethostname)))
         self.journal = self._journal(resumed)
         self.bad_files = BadFileReport(config.run.directory, self.journal)
+        self.judge = Judge(config, self.built, ranks, self.journal, self.bad_files, self.meta)
+        self.saver = Saver(config, self.built, ranks, self.checkpoints, self.journal)
         self.pipeline = AgreedPipeline(self.built.model, self.built.optimizer, ranks.device, ranks.control)
         self.loop = Loop(
             pipeline=self.pipeline,
@@ -189,40 +183,8 @@ class Training:
         self.tell_mended(position)
         if self.config.data.evaluate is None:
             return False
-        rows = managed_rows(self.config, self.built)
-        if rows and self.journal:
-            self.journal.event("managed", position.step, **rows)
         self.pipeline.detach()
-        evaluation = evaluate(self.config, self.built, self.ranks, self.config.data.evaluate)
-        self.evaluation, self.evaluated_step = evaluation.metrics, position.step
-        self.bad_files.tell(position.step, "evaluate", evaluation.bad)
-        if self.journal:
-            self.journal.event("evaluate", position.step, epoch=position.epoch, **self.evaluation)
-            self.tell_experts(position, evaluation.load_LTE)
-        score = self.score()
-        # A metric that is not defined (nan: one class only) is never the best.
-        if score > self.best:
-            self.best, self.evaluations_since_best = score, 0
-        else:
-            self.evaluations_since_best += 1
-        stopping = self.config.train.early_stopping
-        return stopping is not None and self.evaluations_since_best >= stopping.patience
-
-    def tell_experts(self, position: Position, load_LTE: torch.Tensor | None) -> None:
-        """Record how the load lies on the experts of a Sparse-MoE, and warn of those that no example opened."""
-        if load_LTE is None or self.journal is None:
-            return
-        layers = {f"active_ratio/layer_{layer}": load_TE.mean().item() for layer, load_TE in enumerate(load_LTE)}
-        self.journal.event("experts", position.step, **layers, load_LTE=load_LTE.tolist())
-        dead = [f"layer {layer} token {token} expert {expert}" for layer, token, expert in (load_LTE == 0).nonzero()]
-        if dead:
-            self.journal.event(
-                "warning",
-                position.step,
-                message=f"{len(dead)} of {load_LTE.numel()} experts are dead, no example opens them: "
-                f"{', '.join(dead[:4])}{', ...' if len(dead) > 4 else ''}; lower model.moe.experts or raise "
-                "model.moe.active_ratio",
-            )
+        return self.judge.evaluate(position, self.config.data.evaluate)
 
     def tell_mended(self, position: Position) -> None:
         """Say how many values the schema's policies have mended in the training rows so far, on all ranks."""
@@ -234,44 +196,14 @@ class Training:
         self.told_mended = counts
         self.bad_files.tell(position.step, "train", found_bad(self.loop.reader))
 
-    def score(self) -> float:
-        """The selecting metric of the last evaluation, higher is better; the mean over tasks."""
-        name = self.config.metrics.select
-        tasks = self.config.feature_schema.tasks
-        keys = [name] if len(tasks) == 1 else [f"{task}/{name}" for task in tasks]
-        mean = sum(self.evaluation[key] for key in keys) / len(keys)
-        return -mean if name in LOWER_IS_BETTER else mean
-
     def save(self, position: Position) -> None:
-        """Write a checkpoint: model, tables, optimizers, random state; position and everything else as JSON."""
-        broken = together("cannot look at the weights", lambda: not are_finite(self.built.model.parameters()))
-        if any(broken):
-            raise DivergedError(f"weights are not finite after step {position.step}, though the loss still was")
-        waiting = waiting_state(self.built, self.ranks)
-        state = {**self.built.state(), "random": random_state(self.ranks), "waiting": waiting}
-        evaluated_here = self.evaluated_step == position.step
-        meta = {
-            "position": asdict(position),
-            "evaluation": self.evaluation,
-            "best": self.best,
-            "evaluations_since_best": self.evaluations_since_best,
-            "config": dump_config(self.config),
-            "schema_digest": self.config.feature_schema.digest(),
-            "data": remembered(self.loop.reader.dataset),
-            "plan": [asdict(shard) for shard in self.built.plan],
-            "waiting": sizes_of(waiting),
-            "world_size": self.ranks.world_size,
-            "device": self.ranks.device.type,
-            "versions": versions(),
-        }
-        name = self.checkpoints.save(position.step, state, meta, metric=self.score() if evaluated_here else None)
-        if self.journal:
-            self.journal.event("checkpoint", position.step, name=name)
+        """Write a checkpoint."""
+        self.saver.save(position, self.loop.reader.dataset, self.judge)
 
     def finish(self) -> dict[str, Any]:
         """The run's result: its last evaluation, and the test metrics of its best checkpoint."""
         config = self.config
-        result: dict[str, Any] = {"steps": self.loop.position.step, **self.evaluation}
+        result: dict[str, Any] = {"steps": self.loop.position.step, **self.judge.metrics}
         best = self.checkpoints.best()
         if config.data.test is not None:
             if best is not None:

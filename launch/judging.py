@@ -1,0 +1,98 @@
+"""Evaluation as training goes on: how good the model is, which checkpoint is the best, and when to stop early."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from launch.bad_files import BadFileReport
+from launch.build import Build
+from launch.config import Config
+from launch.distributed import Ranks
+from launch.job import evaluate, managed_rows
+from pipeline.journal import Journal
+from pipeline.loop import Position
+
+LOWER_IS_BETTER = ("logloss", "ne")
+
+
+class Judge:
+    """The evaluations of one run.
+
+    Args:
+        config: the run.
+        built: the model.
+        ranks: this process.
+        journal: of rank 0; None on other ranks.
+        bad_files: the report of what could not be read.
+        remembered: what `memory` gave when the checkpoint that the run resumes from was saved; {} at the start.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        built: Build,
+        ranks: Ranks,
+        journal: Journal | None,
+        bad_files: BadFileReport,
+        remembered: dict[str, Any],
+    ) -> None:
+        self.config, self.built, self.ranks, self.journal, self.bad_files = config, built, ranks, journal, bad_files
+        self.metrics: dict[str, float] = remembered.get("evaluation", {})
+        self.step: int | None = None
+        self.best: float = remembered.get("best", -math.inf)
+        self.evaluations_since_best: int = remembered.get("evaluations_since_best", 0)
+
+    def memory(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {
+            "evaluation": self.metrics,
+            "best": self.best,
+            "evaluations_since_best": self.evaluations_since_best,
+        }
+
+    def evaluate(self, position: Position, paths: str | list[str]) -> bool:
+        """Evaluate on `paths`; True when early stopping says that it is enough. Collective."""
+        rows = managed_rows(self.config, self.built)
+        if rows and self.journal:
+            self.journal.event("managed", position.step, **rows)
+        evaluation = evaluate(self.config, self.built, self.ranks, paths)
+        self.metrics, self.step = evaluation.metrics, position.step
+        self.bad_files.tell(position.step, "evaluate", evaluation.bad)
+        if self.journal:
+            self.journal.event("evaluate", position.step, epoch=position.epoch, **self.metrics)
+            self._tell_experts(position, evaluation.load_LTE)
+        score = self.score()
+        # A metric that is not defined (nan: one class only) is never the best.
+        if score > self.best:
+            self.best, self.evaluations_since_best = score, 0
+        else:
+            self.evaluations_since_best += 1
+        stopping = self.config.train.early_stopping
+        return stopping is not None and self.evaluations_since_best >= stopping.patience
+
+    def score(self) -> float:
+        """The selecting metric of the last evaluation, higher is better; the mean over tasks."""
+        name = self.config.metrics.select
+        tasks = self.config.feature_schema.tasks
+        keys = [name] if len(tasks) == 1 else [f"{task}/{name}" for task in tasks]
+        mean = sum(self.metrics[key] for key in keys) / len(keys)
+        return -mean if name in LOWER_IS_BETTER else mean
+
+    def _tell_experts(self, position: Position, load_LTE: torch.Tensor | None) -> None:
+        """Record how the load lies on the experts of a Sparse-MoE, and warn of those that no example opened."""
+        if load_LTE is None or self.journal is None:
+            return
+        layers = {f"active_ratio/layer_{layer}": load_TE.mean().item() for layer, load_TE in enumerate(load_LTE)}
+        self.journal.event("experts", position.step, **layers, load_LTE=load_LTE.tolist())
+        dead = [f"layer {layer} token {token} expert {expert}" for layer, token, expert in (load_LTE == 0).nonzero()]
+        if dead:
+            self.journal.event(
+                "warning",
+                position.step,
+                message=f"{len(dead)} of {load_LTE.numel()} experts are dead, no example opens them: "
+                f"{', '.join(dead[:4])}{', ...' if len(dead) > 4 else ''}; lower model.moe.experts or raise "
+                "model.moe.active_ratio",
+            )
