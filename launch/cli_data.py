@@ -1,0 +1,141 @@
+"""Commands about data and configuration files: data, vocab, schema."""
+
+from __future__ import annotations
+
+import argparse
+
+from launch.grammar import Commands
+
+
+def add_data(commands: Commands) -> None:
+    """`rankmixer data` with its commands, `vocab` and `schema`."""
+    data = commands.group(
+        "data",
+        "Make Parquet data, or see what is in it.",
+        "rankmixer data ml-100k --out data/ml-100k",
+        metavar="SOURCE",
+    )
+    ml_100k = data.add(
+        "ml-100k",
+        _ml_100k,
+        "MovieLens-100K, from the RecBole wheel or an official ml-100k.zip",
+        "rankmixer data ml-100k --out data/ml-100k",
+    )
+    _add_movielens(ml_100k, zip_is_required=False)
+    ml_1m = data.add(
+        "ml-1m",
+        _ml_1m,
+        "MovieLens-1M, from an official ml-1m.zip",
+        "rankmixer data ml-1m --source ml-1m.zip --out data/ml-1m --split time",
+    )
+    _add_movielens(ml_1m, zip_is_required=True)
+    synthetic = data.add(
+        "synthetic",
+        _synthetic,
+        "a seeded log with a planted truth whose AUC is the ceiling",
+        "rankmixer data synthetic --rows 100000 --out data/synthetic",
+    )
+    synthetic.add_argument("--out", required=True, help="directory to write")
+    synthetic.add_argument("--rows", type=int, default=1_000_000)
+    synthetic.add_argument("--seed", type=int, default=0)
+    csv = data.add(
+        "csv",
+        _csv,
+        "turn a CSV file into Parquet and propose a feature schema",
+        "rankmixer data csv clicks.csv --out data/clicks",
+    )
+    csv.add_argument("file", help="CSV file with a header line")
+    csv.add_argument("--out", required=True, help="directory to write")
+    profile = data.add(
+        "profile",
+        _profile,
+        "print what Parquet files hold, as the feature schema reads them, and write it as JSON",
+        "rankmixer data profile data/day-1 --config my.yaml --against data/day-2 --out day-1.json",
+    )
+    profile.add_argument("files", nargs="+", help="Parquet files: paths, globs, directories or URLs")
+    profile.add_argument("--config", required=True, help="configuration file; only its feature_schema matters")
+    profile.add_argument(
+        "--against", nargs="+", default=[], metavar="FILES", help="other files, to show the drift to them"
+    )
+    profile.add_argument("--out", help="JSON file to write; must not exist")
+
+    vocab = commands.add(
+        "vocab",
+        _vocab,
+        "Write the vocabularies of features: the values in data.train, the most frequent first.",
+        "rankmixer vocab --config my.yaml city genres --min-count 5",
+    )
+    vocab.add_argument("--config", required=True, help="configuration file")
+    vocab.add_argument(
+        "features", nargs="*", help="features (default: all that have a vocabulary), and section.key=value overrides"
+    )
+    vocab.add_argument("--min-count", type=int, default=1, help="leave out values that occur less often")
+    vocab.add_argument("--out", help="folder to write to; default: where the feature schema expects the files")
+
+    commands.add(
+        "schema",
+        _schema,
+        "Print the JSON Schema of configuration files.",
+        "rankmixer schema > rankmixer.schema.json",
+    )
+
+
+def _add_movielens(parser: argparse.ArgumentParser, *, zip_is_required: bool) -> None:
+    parser.add_argument("--out", required=True, help="directory to write")
+    parser.add_argument("--source", required=zip_is_required, help="official zip file")
+    parser.add_argument("--split", choices=("random", "time"), default="random")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _ml_100k(arguments: argparse.Namespace) -> None:
+    from pipeline.movielens import write_ml_100k
+
+    write_ml_100k(arguments.out, source=arguments.source, split=arguments.split, seed=arguments.seed)
+
+
+def _ml_1m(arguments: argparse.Namespace) -> None:
+    from pipeline.movielens import write_ml_1m
+
+    write_ml_1m(arguments.out, source=arguments.source, split=arguments.split, seed=arguments.seed)
+
+
+def _synthetic(arguments: argparse.Namespace) -> None:
+    from pipeline.synthetic import write_synthetic
+
+    write_synthetic(arguments.out, arguments.rows, arguments.seed)
+
+
+def _csv(arguments: argparse.Namespace) -> None:
+    from pipeline.csv_import import import_csv
+
+    import_csv(arguments.file, arguments.out)
+
+
+def _profile(arguments: argparse.Namespace) -> None:
+    from launch.config import load_config
+    from launch.show_profile import show_profile
+
+    schema = load_config(arguments.config).feature_schema
+    show_profile(arguments.files, schema, arguments.against, arguments.out)
+
+
+def _vocab(arguments: argparse.Namespace) -> None:
+    from launch.config import load_config
+    from pipeline.build_vocabulary import build_vocabularies
+
+    overrides = [word for word in arguments.features if "=" in word]
+    names = [word for word in arguments.features if "=" not in word]
+    config = load_config(arguments.config, overrides, vocabularies_to_be_written=True)
+    schema, files = config.feature_schema, config.data.train
+    for file in build_vocabularies(schema, files, names, out=arguments.out, min_count=arguments.min_count):
+        broken = f"; {file.broken:,} occurrences with a line break left out" if file.broken else ""
+        print(
+            f"{file.path}: {file.words:,} words of {file.values:,} values, {file.covered:.2%} of "
+            f"{file.occurrences:,} occurrences{broken}"
+        )
+
+
+def _schema(_: argparse.Namespace) -> None:
+    from launch.config import json_schema
+
+    print(json_schema())

@@ -1,0 +1,115 @@
+"""Commands that run a job, or say what it would take: train, evaluate, predict, plan."""
+
+from __future__ import annotations
+
+import argparse
+
+from launch.grammar import Commands, add_checkpoint, add_config
+
+
+def add_jobs(commands: Commands) -> None:
+    """`rankmixer train`, `evaluate`, `predict` and `plan`."""
+    train = commands.add(
+        "train",
+        _train,
+        "Train in this process; more processes come from torchrun or TorchX.",
+        "rankmixer train --config configs/ml-100k.yaml train.epochs=2",
+    )
+    add_config(train)
+
+    evaluate = commands.add(
+        "evaluate",
+        _evaluate,
+        "Evaluate a checkpoint on data.test, or data.evaluate.",
+        "rankmixer evaluate --config configs/ml-100k.yaml --checkpoint best",
+    )
+    add_config(evaluate)
+    add_checkpoint(evaluate)
+
+    predict = commands.add(
+        "predict",
+        _predict,
+        "Write key columns and one probability per task for every row, as Parquet.",
+        "rankmixer predict --config configs/ml-100k.yaml --data data/ml-100k/test --out scores --keys user_id,item_id",
+    )
+    add_config(predict)
+    add_checkpoint(predict)
+    predict.add_argument("--data", required=True, help="Parquet files: path, glob, directory or URL")
+    predict.add_argument("--out", required=True, help="directory to write; must not exist")
+    predict.add_argument(
+        "--keys", type=_columns, default=[], metavar="A,B", help="columns to copy to the output, separated by commas"
+    )
+
+    plan = commands.add(
+        "plan",
+        _plan,
+        "Show where tables and head would go on machines that need not exist here.",
+        "rankmixer plan --config configs/ml-100k.yaml -j 2x8 --device cuda --hbm-gb 80",
+    )
+    add_config(plan)
+    plan.add_argument("-j", default="1x1", help="NODESxPROCESSES, as for TorchX")
+    plan.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    plan.add_argument("--hbm-gb", type=float, default=80.0, help="device memory of a rank")
+    plan.add_argument("--ddr-gb", type=float, default=64.0, help="host memory of a rank")
+
+
+def _columns(text: str) -> list[str]:
+    return [column for column in text.split(",") if column]
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from launch.config import load_config
+    from launch.paths import check_training
+    from launch.versions import check_trio
+
+    check_trio()
+    config = load_config(arguments.config, arguments.overrides)
+    check_training(config)
+    from launch.train import train
+
+    train(config)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from launch.versions import check_trio
+
+    check_trio()
+    from launch.config import load_config
+    from launch.evaluate import evaluate_checkpoint
+
+    evaluate_checkpoint(load_config(arguments.config, arguments.overrides), arguments.checkpoint)
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    from launch.versions import check_trio
+
+    check_trio()
+    from launch.config import load_config
+    from launch.evaluate import predict
+
+    config = load_config(arguments.config, arguments.overrides)
+    predict(config, arguments.checkpoint, arguments.data, arguments.out, arguments.keys)
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from launch.versions import check_trio
+
+    check_trio()
+    from embeddings.sharding import Cluster
+    from launch.config import load_config
+    from launch.plan import show_plan
+
+    nodes, _, processes = arguments.j.partition("x")
+    if not (nodes.isdigit() and processes.isdigit() and int(nodes) and int(processes)):
+        raise ValueError(f"-j is {arguments.j!r}; expected NODESxPROCESSES, e.g. 2x8")
+    config = load_config(arguments.config, arguments.overrides)
+    show_plan(
+        config,
+        Cluster(
+            device=arguments.device,
+            world_size=int(nodes) * int(processes),
+            local_world_size=int(processes),
+            hbm_bytes=int(arguments.hbm_gb * 2**30) if arguments.device == "cuda" else 0,
+            ddr_bytes=int(arguments.ddr_gb * 2**30),
+        ),
+    )
