@@ -28,7 +28,8 @@ def evaluate_checkpoint(config: Config, checkpoint: str) -> None:
         if ranks.is_first:
             warn_of_bad("data", evaluation.bad)
             counted = {"bad_files": len(evaluation.bad)} if evaluation.bad else {}
-            print_result({"checkpoint": name, **evaluation.metrics, **counted})
+            slices = {key: found for key, found in evaluation.details.items() if key == "slices"}
+            print_result({"checkpoint": name, **evaluation.metrics, **slices, **counted})
 
 
 def predict(config: Config, checkpoint: str, data: str, out: str, keys: Sequence[str]) -> None:

@@ -69,19 +69,25 @@ def _ranks(config: Config, cluster: Cluster, shards: list[Shard], head: int) -> 
     view = Table(
         "rank", "node", "tables GiB", "their states and maps GiB", "head GiB", "total GiB", "of limit", title="Memory"
     )
-    for rank in range(cluster.world_size):
-        here = [shard for shard in shards if shard.rank == rank]
-        tables = sum(shard.bytes for shard in here)
-        states = sum(state_bytes(config.optimizer.sparse, *shard.size) for shard in here)
-        states += map_bytes(config.feature_schema, cluster.world_size)
-        total = tables + states + head
+    for rank, sizes in enumerate(planned_memory(config, cluster.world_size, shards, head)):
+        total = sum(sizes.values())
         view.add_row(
             str(rank),
             str(rank // cluster.local_world_size),
-            *(f"{size / GIB:.3f}" for size in (tables, states, head, total)),
+            *(f"{size / GIB:.3f}" for size in (*sizes.values(), total)),
             f"{total / limit:.1%}",
         )
     return view
+
+
+def planned_memory(config: Config, world_size: int, shards: list[Shard], head: int) -> list[dict[str, int]]:
+    """Bytes on every rank: `tables`, `states` (of the tables' optimizer, and maps of managed tables) and `head`."""
+    maps = map_bytes(config.feature_schema, world_size)
+    found = [{"tables": 0, "states": maps, "head": head} for _ in range(world_size)]
+    for shard in shards:
+        found[shard.rank]["tables"] += shard.bytes
+        found[shard.rank]["states"] += state_bytes(config.optimizer.sparse, *shard.size)
+    return found
 
 
 def state_bytes(optimizer: SparseOptimizerConfig, rows: int, columns: int) -> int:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 from launch.bad_files import BadFileReport, check_resumed, found_bad
 from launch.build import Build, build
-from launch.config import Config
+from launch.config import Config, dump_config
 from launch.distributed import Ranks, check_world_here, cluster_here, process_group
 from launch.health import layer_statistics
 from launch.job import evaluate, restore, training_reader
@@ -16,7 +17,9 @@ from launch.judging import Judge
 from launch.learnt import with_schema_to_train
 from launch.paths import checkpoints_of
 from launch.peak import peak_flops
+from launch.plan import planned_memory
 from launch.report import print_result
+from launch.run_page import PAGE, RunPage
 from launch.saving import Saver
 from launch.versions import versions
 from pipeline.checkpoint import Checkpoints
@@ -78,6 +81,7 @@ class Training:
         self.peak = config.train.peak_tflops * 1e12 if config.train.peak_tflops else peak_flops(ranks.device)
         self.hosts = ", ".join(dict.fromkeys(together("cannot name the hosts", socket.gethostname)))
         self.journal = self._journal(resumed)
+        self.page = RunPage(config.run.directory)
         self.bad_files = BadFileReport(config.run.directory, self.journal)
         self.judge = Judge(config, self.built, ranks, self.journal, self.bad_files, self.meta)
         self.saver = Saver(config, self.built, ranks, self.checkpoints, self.journal)
@@ -120,6 +124,7 @@ class Training:
             "start",
             self.meta.get("position", {}).get("step", 0),
             resumed_from=resumed,
+            total_steps=self.total_steps,
             world_size=self.ranks.world_size,
             hosts=self.hosts,
             dense_parameters=self.built.dense_parameters,
@@ -127,6 +132,11 @@ class Training:
             flops_per_example=self.built.flops_per_example,
             peak_tflops=self.peak / 1e12,
             versions=versions(),
+            plan={
+                "shards": [asdict(shard) for shard in self.built.plan],
+                "memory": planned_memory(self.config, self.ranks.world_size, self.built.plan, self.built.head_bytes),
+            },
+            config=dump_config(self.config),
         )
         return journal
 
@@ -134,14 +144,22 @@ class Training:
         """Train to the end, then read the test rows once with the best weights."""
         try:
             self.bad_files.tell(self.loop.position.step, "train", found_bad(self.loop.reader))
+            self.show()
             self.built.model.train()
             self.train_rows()
             return self.finish()
         except DivergedError as error:
             raise DivergedError(self._diagnosis(error)) from None
         finally:
+            self.show(has_ended=True)
             if self.journal:
                 self.journal.close()
+
+    def show(self, *, has_ended: bool = False) -> None:
+        """Write the run's page, which no disk that fails may turn into the end of the job."""
+        if self.journal:
+            with self.journal.survive(PAGE):
+                self.page.refresh(has_ended=has_ended)
 
     def _diagnosis(self, error: DivergedError) -> str:
         """What went wrong, what the layers look like, what is safe and what to do. Collective; recorded in the log."""
@@ -184,7 +202,9 @@ class Training:
         if self.config.data.evaluate is None:
             return False
         self.pipeline.detach()
-        return self.judge.evaluate(position, self.config.data.evaluate)
+        is_enough = self.judge.evaluate(position, self.config.data.evaluate)
+        self.show()
+        return is_enough
 
     def tell_mended(self, position: Position) -> None:
         """Say how many values the schema's policies have mended in the training rows so far, on all ranks."""
@@ -204,6 +224,7 @@ class Training:
         """The run's result: its last evaluation, and the test metrics of its best checkpoint."""
         config = self.config
         result: dict[str, Any] = {"steps": self.loop.position.step, **self.judge.metrics}
+        details: dict[str, Any] = {}
         best = self.checkpoints.best()
         if config.data.test is not None:
             if best is not None:
@@ -211,11 +232,12 @@ class Training:
                 restore(self.built, self.ranks, self.checkpoints, best, config)
             evaluation = evaluate(config, self.built, self.ranks, config.data.test)
             self.bad_files.tell(self.loop.position.step, "test", evaluation.bad)
+            details = evaluation.details
             result = {
                 "steps": self.loop.position.step,
                 "checkpoint": best,
                 **{f"test_{key}": value for key, value in evaluation.metrics.items()},
             }
         if self.journal:
-            self.journal.event("finish", self.loop.position.step, **result)
+            self.journal.event("finish", self.loop.position.step, **result, **details)
         return result

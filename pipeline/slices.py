@@ -6,6 +6,7 @@ import heapq
 import json
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -115,15 +116,13 @@ class Slices:
         self._flush()
         found = {}
         for column in self.columns:
-            tracked, others, rows = self._tracked[column], self._others[column], self._rows[column]
+            tracked, others, rows = self._tracked[column], self._others[column], list(self._rows[column].items())
             total: dict[Value, int] = {}
-            for part in together(f"cannot count the values of {column}", lambda rows=rows: list(rows.items())):
+            for part in together(f"cannot count the values of {column}", partial(list, rows)):
                 for value, count in part:
                     total[value] = total.get(value, 0) + count
             shown = most_frequent(total, SHOWN)
-            entries = [
-                {"value": value, **_entry(tracked.pop(value, None) or self._metrics(), group)} for value in shown
-            ]
+            entries = [{"value": value, **_entry(tracked.pop(value, self._metrics()), group)} for value in shown]
             for metrics in tracked.values():
                 others.add(metrics)
             other = _entry(others, group)
@@ -145,21 +144,32 @@ def _entry(metrics: Metrics, group: ProcessGroup | None) -> dict[str, Any]:
     }
 
 
-def values_of(array: pa.Array, column: str) -> pa.Array:
-    """A column as integers or strings.
+def check_sliceable(type_: pa.DataType, column: str) -> pa.DataType:
+    """The type of a column's values, if they can be told apart.
 
     Raises:
         ValueError: it holds lists, structures or bytes.
-
-    >>> values_of(pa.array([True, None]), "is_new").to_pylist()
-    ['true', None]
     """
-    type_ = array.type.value_type if pa.types.is_dictionary(array.type) else array.type
+    if pa.types.is_dictionary(type_):
+        type_ = type_.value_type
     if pa.types.is_nested(type_) or pa.types.is_binary(type_) or pa.types.is_large_binary(type_):
         raise ValueError(
             f"metrics.slices: column {column} is {type_}; expected one value a row: integers, strings, numbers, "
             "booleans, dates or times"
         )
+    return type_
+
+
+def values_of(array: pa.Array, column: str) -> pa.Array:
+    """A column as integers or strings.
+
+    Raises:
+        ValueError: as `check_sliceable`.
+
+    >>> values_of(pa.array([True, None]), "is_new").to_pylist()
+    ['true', None]
+    """
+    type_ = check_sliceable(array.type, column)
     array = array.cast(type_)
     is_plain = pa.types.is_integer(type_) or pa.types.is_string(type_) or pa.types.is_large_string(type_)
     return array if is_plain else array.cast(pa.string())

@@ -121,6 +121,7 @@ def test_from_a_csv_to_a_trained_model(tmp_path: Path, capsys: pytest.CaptureFix
         "model": {"tokens": 4, "width": 16, "layers": 1},
         "optimizer": {"dense": {"lr": 0.01}},
         "train": {"epochs": 5, "peak_tflops": 1.0},
+        "metrics": {"slices": ["film", "price"]},
         "run": {"directory": str(tmp_path / "run")},
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
@@ -134,4 +135,12 @@ def test_from_a_csv_to_a_trained_model(tmp_path: Path, capsys: pytest.CaptureFix
     report = capsys.readouterr().out
     assert "Quality" in report
     assert json.loads(report.splitlines()[-1])["auc"] == result["auc"]
-    assert (tmp_path / "run" / "learning_curve.png").stat().st_size > 1000
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "finished" in page
+    assert "AUC by film" in page
+    assert main(["evaluate", "--config", str(tmp_path / "run.yaml")]) == 0
+    by_film = json.loads(capsys.readouterr().out.splitlines()[-1])["slices"]["film"]
+    assert sum(entry["rows"] for entry in by_film["values"]) == 400
+    assert by_film["values"][0]["auc"] > 0.9
+    assert main(["train", "--config", str(tmp_path / "run.yaml"), "metrics.slices=[genres, city]"]) == 2
+    assert "column city: found no such column" in capsys.readouterr().err
