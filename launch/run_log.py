@@ -111,6 +111,10 @@ class RunLog:
                 if number % every and content.startswith(TRAIN):
                     skipped = content
                     continue
+                if skipped is not None and not content.startswith(TRAIN):  # the last one before something else
+                    for record in _parsed(skipped):
+                        yield record, False
+                    skipped = None
                 for record in _parsed(content):
                     yield record, skipped is None
                 skipped = None

@@ -37,7 +37,10 @@ def metrics(task: str, auc: float | None) -> dict[str, float | None]:
 def write(directory: Path, records: list[dict[str, Any]], end: str = "\n") -> str:
     """A run's log of these records, a second between two that have no time; returns the run's directory."""
     directory.mkdir(exist_ok=True)
-    lines = [json.dumps({"time": 1000.0 + number, "step": 0, **record}) for number, record in enumerate(records)]
+    lines = [
+        json.dumps({"kind": record["kind"], "step": 0, "time": 1000.0 + number, **record})
+        for number, record in enumerate(records)
+    ]
     (directory / "log.jsonl").write_text("\n".join(lines) + end)
     return str(directory)
 

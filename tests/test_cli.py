@@ -56,6 +56,21 @@ def test_a_run_directory_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFi
     assert f"but {job.config} is not a directory; give another" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("country", "a.parquet, column 'country': found no such column; expected one"),
+        ("tags", "metrics.slices: column tags is list<element: int64>; expected one value a row"),
+    ],
+)
+def test_slices_are_checked_before_anything_starts(
+    column: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = Job(tmp_path)
+    assert main(["train", "--config", str(job.config), f"metrics.slices=[city, {column}]"]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_prediction_is_checked_before_anything_starts(tmp_path: Path) -> None:
     job = Job(tmp_path)
     predict = ["predict", "--config", str(job.config), "--data", str(tmp_path / "test"), "--out"]
@@ -142,5 +157,3 @@ def test_from_a_csv_to_a_trained_model(tmp_path: Path, capsys: pytest.CaptureFix
     by_film = json.loads(capsys.readouterr().out.splitlines()[-1])["slices"]["film"]
     assert sum(entry["rows"] for entry in by_film["values"]) == 400
     assert by_film["values"][0]["auc"] > 0.9
-    assert main(["train", "--config", str(tmp_path / "run.yaml"), "metrics.slices=[genres, city]"]) == 2
-    assert "column city: found no such column" in capsys.readouterr().err
