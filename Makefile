@@ -21,13 +21,15 @@ export PIP_NO_INPUT := 1
 stage = @echo "$(1)"; { $(2); } >>$(LOG) 2>&1 </dev/null || { tail -n 5 $(LOG); echo "failed: $(1); see $(LOG)"; exit 1; } >&2
 
 .DELETE_ON_ERROR:
-.PHONY: help venv test test-gpu test-nodes demo lint types lock clean
+.PHONY: help venv test test-gpu test-nodes test-faults demo docs lint types lock clean
 
 help:
 	@echo "make demo   train on MovieLens-100K in two processes and show how good the model is"
 	@echo "make test   run the tests"
 	@echo "make test-gpu DEVICE=cuda   check and measure the head on a GPU; says so where there is none"
 	@echo "make test-nodes   as root: jobs over two network namespaces, on a Slurm of their own, and with ranks that stop"
+	@echo "make docs   the documentation as a site, links checked"
+	@echo "make test-faults   half an hour: kills at any moment, damaged checkpoints, full disks; goes on where it was cut off"
 	@echo "make lint types lock clean venv"
 
 venv: $(INSTALLED)
@@ -45,10 +47,12 @@ $(INSTALLED): requirements/$(DEVICE).txt setup.cfg pyproject.toml
 	@touch $@
 
 # TorchX starts python by name; the rest of the recipes name their programs in full.
-test test-gpu test-nodes demo: export PATH := $(BIN):$(PATH)
+test test-gpu test-nodes test-faults demo: export PATH := $(BIN):$(PATH)
 
+# One process a core, a test file in one of them; ranks are processes too, so each computes in one thread.
+test: export OMP_NUM_THREADS := 1
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses logical --dist loadfile
 
 test-gpu: $(INSTALLED)
 	$(BIN)/python -m benchmarks.gpu
@@ -57,6 +61,10 @@ test-gpu: $(INSTALLED)
 test-nodes: $(INSTALLED)
 	$(BIN)/python -m pytest -q -rs -m "nodes or long"
 
+# Mounts small disks, as root; without it those cases are skipped. What was tried is kept in .cache/faults.
+test-faults: $(INSTALLED)
+	$(BIN)/python -m benchmarks.faults --record
+
 data/ml-100k: | $(INSTALLED)
 	$(BIN)/rankmixer data ml-100k --out $@
 
@@ -64,6 +72,11 @@ demo: $(INSTALLED) data/ml-100k
 	rm -rf runs/ml-100k
 	$(BIN)/torchx --log_level WARNING run -s local_cwd launch/components.py:train -j 1x2 --config configs/ml-100k.yaml
 	$(BIN)/rankmixer report runs/ml-100k
+
+# The variable: mkdocs-material tells of its successor at every build.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "the site: $(CURDIR)/site/index.html"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check --quiet .
@@ -86,4 +99,4 @@ lock: $(INSTALLED)
 	  } >$(VENV)/$$device.txt && mv $(VENV)/$$device.txt requirements/$$device.txt; done
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -19,7 +19,7 @@ from launch.versions import versions
 
 PACKAGES = ("pipeline", "embeddings", "rankmixer_head", "launch")
 # Hosts may have their own paths to the same files, their own memory and their own number of cores.
-PATHS = {"data.train", "data.evaluate", "data.test", "run.directory", "run.checkpoints"}
+PATHS = {"data.train", "data.evaluate", "data.test", "run.directory", "run.checkpoints", "run.warm_start"}
 MAY_DIFFER = {"data.threads", "plan.hbm_gb", "plan.ddr_gb", "train.peak_tflops", "train.log_seconds"}
 # Starts jobs, takes no part in them.
 LAUNCHERS = {"torchx"}

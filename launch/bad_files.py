@@ -28,6 +28,7 @@ def open_together(
     *,
     keys: Sequence[str] = (),
     labels: bool = True,
+    located: bool = False,
     set_aside: Mapping[str, str] | None = None,
 ) -> ParquetDataset:
     """Open files on every rank; those that `data.on_bad_file: skip` sets aside are rank 0's choice. Collective.
@@ -38,7 +39,9 @@ def open_together(
     Raises:
         ValueError: on all ranks, what is wrong on one of them, or that they do not see the same rows.
     """
-    open_here = partial(ParquetDataset, paths, config.feature_schema, keys=keys, labels=labels, **opening(config))
+    open_here = partial(
+        ParquetDataset, paths, config.feature_schema, keys=keys, labels=labels, located=located, **opening(config)
+    )
     if config.data.on_bad_file == "skip" and ranks.world_size > 1:
         set_aside = on_rank_0("cannot open the files", lambda: open_here(set_aside=set_aside).files.bad)
     opened: list[ParquetDataset] = []

@@ -179,6 +179,7 @@ def build(config: Config, ranks: Ranks, cluster: Cluster, total_steps: int) -> B
         config.optimizer.schedule,
         total_steps,
         config.optimizer.clip_norm,
+        config.train.log_steps,
         after_step=partial(head.adapt_penalty, dist.all_reduce) if isinstance(head, RankMixer) else None,
         token_group=mesh.get_group("token") if mesh else None,
     )

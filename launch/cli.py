@@ -9,19 +9,23 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 
+from launch.cli_checkpoints import add_checkpoints
 from launch.cli_data import add_data
 from launch.cli_jobs import add_jobs
 from launch.cli_runs import add_runs
 from launch.errors import run_reporting_errors
 from launch.grammar import Commands
+from launch.preemption import sigterm_unwinds
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; return the exit status: 0, 2 for the user's mistake, 1 for anything else."""
+    """Run a command line; return the exit status: 0, 2 for the user's mistake, 75 if preempted, 1 for anything else."""
     parsed = parser().parse_args(arguments)
     _quiet_libraries()
-    status = run_reporting_errors(lambda: parsed.command(parsed))
+    with sigterm_unwinds() if parsed.name != "train" else nullcontext():
+        status = run_reporting_errors(lambda: parsed.command(parsed))
     # Gloo joins a group's threads when the last reference to the group goes, and models and tracebacks refer to theirs
     # in cycles. A thread that lets a tensor go while Python shuts down ends a finished job with SIGABRT.
     gc.collect()
@@ -43,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     commands = Commands(root, dest="name", metavar="COMMAND")
     add_jobs(commands)
     add_runs(commands)
+    add_checkpoints(commands)
     add_data(commands)
     return root
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from launch.grammar import Commands
+from launch.grammar import Commands, add_json, columns
+
+if TYPE_CHECKING:
+    from pipeline.build_vocabulary import Written
 
 
 def add_data(commands: Commands) -> None:
@@ -41,11 +46,15 @@ def add_data(commands: Commands) -> None:
     csv = data.add(
         "csv",
         _csv,
-        "turn a CSV file into Parquet and propose a feature schema",
-        "rankmixer data csv clicks.csv --out data/clicks",
+        "turn a CSV file into Parquet, and propose a feature schema and a configuration",
+        "rankmixer data csv clicks.csv --out data/clicks --label bought --time when",
     )
-    csv.add_argument("file", help="CSV file with a header line")
+    csv.add_argument("file", help="CSV file with a header line, .gz too")
     csv.add_argument("--out", required=True, help="directory to write")
+    csv.add_argument("--label", type=columns, default=[], metavar="A,B", help="columns of 0 and 1 to predict")
+    csv.add_argument("--time", metavar="COLUMN", help="test on the newest rows by this column; default: at random")
+    csv.add_argument("--like", metavar="DIR", help="no proposals: only Parquet, with the types of this earlier --out")
+    csv.add_argument("--delimiter", help="default: the one of , ; tab | that the header has most of")
     profile = data.add(
         "profile",
         _profile,
@@ -58,6 +67,7 @@ def add_data(commands: Commands) -> None:
         "--against", nargs="+", default=[], metavar="FILES", help="other files, to show the drift to them"
     )
     profile.add_argument("--out", help="JSON file to write; must not exist")
+    add_json(profile)
 
     vocab = commands.add(
         "vocab",
@@ -71,6 +81,7 @@ def add_data(commands: Commands) -> None:
     )
     vocab.add_argument("--min-count", type=int, default=1, help="leave out values that occur less often")
     vocab.add_argument("--out", help="folder to write to; default: where the feature schema expects the files")
+    add_json(vocab)
 
     commands.add(
         "schema",
@@ -106,9 +117,15 @@ def _synthetic(arguments: argparse.Namespace) -> None:
 
 
 def _csv(arguments: argparse.Namespace) -> None:
-    from pipeline.csv_import import import_csv
+    from pipeline.csv_import import import_csv, import_like
 
-    import_csv(arguments.file, arguments.out)
+    file, out, delimiter = arguments.file, arguments.out, arguments.delimiter
+    if arguments.like is None:
+        import_csv(file, out, labels=arguments.label, time=arguments.time, delimiter=delimiter)
+    elif arguments.label or arguments.time:
+        raise ValueError("--like writes no labels and parts of its own; leave out --label and --time, or --like")
+    else:
+        import_like(file, out, arguments.like, delimiter=delimiter)
 
 
 def _profile(arguments: argparse.Namespace) -> None:
@@ -116,23 +133,29 @@ def _profile(arguments: argparse.Namespace) -> None:
     from launch.show_profile import show_profile
 
     schema = load_config(arguments.config).feature_schema
-    show_profile(arguments.files, schema, arguments.against, arguments.out)
+    show_profile(arguments.files, schema, arguments.against, arguments.out, as_json=arguments.json)
 
 
 def _vocab(arguments: argparse.Namespace) -> None:
     from launch.config import load_config
+    from launch.output import show
     from pipeline.build_vocabulary import build_vocabularies
 
     overrides = [word for word in arguments.features if "=" in word]
     names = [word for word in arguments.features if "=" not in word]
     config = load_config(arguments.config, overrides, vocabularies_to_be_written=True)
     schema, files = config.feature_schema, config.data.train
-    for file in build_vocabularies(schema, files, names, out=arguments.out, min_count=arguments.min_count):
-        broken = f"; {file.broken:,} occurrences with a line break left out" if file.broken else ""
-        print(
-            f"{file.path}: {file.words:,} words of {file.values:,} values, {file.covered:.2%} of "
-            f"{file.occurrences:,} occurrences{broken}"
-        )
+    written = build_vocabularies(schema, files, names, out=arguments.out, min_count=arguments.min_count)
+    found = {"vocabularies": [{**asdict(file), "path": str(file.path)} for file in written]}
+    show(found, *map(_sentence, written), as_json=arguments.json)
+
+
+def _sentence(file: Written) -> str:
+    broken = f"; {file.broken:,} occurrences with a line break left out" if file.broken else ""
+    return (
+        f"{file.path}: {file.words:,} words of {file.values:,} values, {file.covered:.2%} of "
+        f"{file.occurrences:,} occurrences{broken}"
+    )
 
 
 def _schema(_: argparse.Namespace) -> None:

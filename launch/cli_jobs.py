@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from launch.grammar import Commands, add_checkpoint, add_config
+from launch.grammar import Commands, add_checkpoint, add_config, add_json, columns
 
 
 def add_jobs(commands: Commands) -> None:
@@ -25,6 +25,7 @@ def add_jobs(commands: Commands) -> None:
     )
     add_config(evaluate)
     add_checkpoint(evaluate)
+    add_json(evaluate)
 
     predict = commands.add(
         "predict",
@@ -37,7 +38,7 @@ def add_jobs(commands: Commands) -> None:
     predict.add_argument("--data", required=True, help="Parquet files: path, glob, directory or URL")
     predict.add_argument("--out", required=True, help="directory to write; must not exist")
     predict.add_argument(
-        "--keys", type=_columns, default=[], metavar="A,B", help="columns to copy to the output, separated by commas"
+        "--keys", type=columns, default=[], metavar="A,B", help="columns to copy to the output, separated by commas"
     )
 
     plan = commands.add(
@@ -51,10 +52,7 @@ def add_jobs(commands: Commands) -> None:
     plan.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     plan.add_argument("--hbm-gb", type=float, default=80.0, help="device memory of a rank")
     plan.add_argument("--ddr-gb", type=float, default=64.0, help="host memory of a rank")
-
-
-def _columns(text: str) -> list[str]:
-    return [column for column in text.split(",") if column]
+    add_json(plan)
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -65,6 +63,9 @@ def _train(arguments: argparse.Namespace) -> None:
     check_trio()
     config = load_config(arguments.config, arguments.overrides)
     check_training(config)
+    from launch.retries import check_try
+
+    check_try(config)
     from launch.train import train
 
     train(config)
@@ -77,7 +78,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from launch.config import load_config
     from launch.evaluate import evaluate_checkpoint
 
-    evaluate_checkpoint(load_config(arguments.config, arguments.overrides), arguments.checkpoint)
+    config = load_config(arguments.config, arguments.overrides)
+    evaluate_checkpoint(config, arguments.checkpoint, as_json=arguments.json)
 
 
 def _predict(arguments: argparse.Namespace) -> None:
@@ -112,4 +114,5 @@ def _plan(arguments: argparse.Namespace) -> None:
             hbm_bytes=int(arguments.hbm_gb * 2**30) if arguments.device == "cuda" else 0,
             ddr_bytes=int(arguments.ddr_gb * 2**30),
         ),
+        as_json=arguments.json,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from launch.grammar import Commands
+from launch.grammar import Commands, add_json
 
 
 def add_runs(commands: Commands) -> None:
@@ -21,7 +21,7 @@ def add_runs(commands: Commands) -> None:
     )
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run.directory of a training run")
     for command in (status, compare):
-        command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+        add_json(command)
     report = commands.add(
         "report",
         _report,
@@ -29,21 +29,22 @@ def add_runs(commands: Commands) -> None:
         "rankmixer report runs/ml-100k",
     )
     report.add_argument("run", help="run.directory of a training run")
+    add_json(report)
 
 
 def _status(arguments: argparse.Namespace) -> None:
     from launch.show_run import show_status
 
-    show_status(arguments.run, arguments.json)
+    show_status(arguments.run, as_json=arguments.json)
 
 
 def _compare(arguments: argparse.Namespace) -> None:
     from launch.show_run import show_comparison
 
-    show_comparison(arguments.runs, arguments.json)
+    show_comparison(arguments.runs, as_json=arguments.json)
 
 
 def _report(arguments: argparse.Namespace) -> None:
     from launch.report import report
 
-    report(arguments.run)
+    report(arguments.run, as_json=arguments.json)

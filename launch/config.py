@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import (
     Field,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -30,25 +31,27 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 class DenseOptimizerConfig(Strict):
     """Optimizer of the dense part."""
 
-    kind: Literal["adamw", "rmsprop", "adagrad", "muon"] = "adamw"
-    lr: PositiveFloat = 1e-3
-    weight_decay: NonNegativeFloat = 0.0
+    kind: Literal["adamw", "rmsprop", "adagrad", "muon"] = Field("adamw", description="muon: for per-token matrices")
+    lr: PositiveFloat = Field(1e-3, description="learning rate, times the schedule's factor")
+    weight_decay: NonNegativeFloat = Field(0.0, description="decoupled with adamw and muon, else added to the gradient")
 
 
 class SparseOptimizerConfig(Strict):
     """Optimizer fused into the tables' backward."""
 
-    kind: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
-    lr: PositiveFloat = 0.05
-    eps: PositiveFloat = 1e-8
-    weight_decay: NonNegativeFloat = 0.0
+    kind: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = Field(
+        "rowwise_adagrad", description="rowwise_adagrad keeps one number a row; adam on CUDA only"
+    )
+    lr: PositiveFloat = Field(0.05, description="learning rate, times the schedule's factor")
+    eps: PositiveFloat = Field(1e-8, description="added to the root in the denominator; not with sgd")
+    weight_decay: NonNegativeFloat = Field(0.0, description="of the rows that a batch looks up")
 
 
 class ScheduleConfig(Strict):
     """Factor on both learning rates, a function of the step alone."""
 
-    warmup_steps: int = Field(0, ge=0)
-    decay: Literal["none", "linear", "cosine"] = "none"
+    warmup_steps: int = Field(0, ge=0, description="steps over which the factor rises from 0 to 1")
+    decay: Literal["none", "linear", "cosine"] = Field("none", description="from 1 after warm-up to `final` at the end")
     final: float = Field(0.0, ge=0, le=1, description="factor at the last step")
 
 
@@ -72,15 +75,15 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 class TableConfig(Strict):
     """Constraints on one table; what is not given the planner chooses."""
 
-    sharding: Literal[SHARDINGS] | None = None  # type: ignore[valid-type]
+    sharding: Literal[SHARDINGS] | None = Field(None, description="how it is cut")  # type: ignore[valid-type]
     kernel: Literal[KERNELS] | None = Field(None, description="CUDA only; on CPU always fused")  # type: ignore[valid-type]
-    dtype: Literal[DTYPES] = "fp32"  # type: ignore[valid-type]
+    dtype: Literal[DTYPES] = Field("fp32", description="of its weights")  # type: ignore[valid-type]
 
 
 class PlanConfig(Strict):
     """Constraints on the sharding plan."""
 
-    tables: dict[str, TableConfig] = Field(default_factory=dict)
+    tables: dict[str, TableConfig] = Field(default_factory=dict, description="constraints by the table's name")
     hbm_gb: PositiveFloat | None = Field(None, description="device memory a rank may use; default: what is there")
     ddr_gb: PositiveFloat | None = Field(None, description="host memory a rank may use; default: its share of the host")
     init_scale: PositiveFloat = Field(0.01, description="tables start uniform in [-init_scale, init_scale]")
@@ -89,21 +92,39 @@ class PlanConfig(Strict):
 class EarlyStopping(Strict):
     """Stop when the metric has not improved for `patience` evaluations."""
 
-    patience: PositiveInt = 3
+    patience: PositiveInt = Field(3, description="evaluations in a row without a better metrics.select")
+
+
+class ProfileConfig(Strict):
+    """Traces by torch.profiler, in the run's directory."""
+
+    steps: tuple[PositiveInt, PositiveInt] = Field(description="the first step to trace and the last, e.g. [100, 105]")
+    ranks: list[NonNegativeInt] = Field([0], description="which ranks")
+
+    @field_validator("steps")
+    @classmethod
+    def _in_order(cls, steps: tuple[int, int]) -> tuple[int, int]:
+        if steps[0] > steps[1]:
+            raise ValueError(f"expected the first step and the last, e.g. [100, 105]; the first is {steps[0]}")
+        return steps
 
 
 class TrainConfig(Strict):
     """The step loop."""
 
-    epochs: PositiveInt = 1
+    epochs: PositiveInt = Field(1, description="passes over data.train")
     max_steps: PositiveInt | None = Field(None, description="stop after so many steps, whatever the epochs")
     evaluate_every: PositiveInt | None = Field(None, description="steps; None: at the end of each epoch")
     checkpoint_every: PositiveInt | None = Field(None, description="steps; None: at each evaluation")
-    early_stopping: EarlyStopping | None = None
-    seed: int = Field(0, ge=0)
+    early_stopping: EarlyStopping | None = Field(None, description="without it all epochs are trained")
+    on_divergence: Literal["stop", "rollback"] = Field(
+        "stop", description="rollback: leave out the batch after which loss or weights are not finite, 3 times at most"
+    )
+    seed: int = Field(0, ge=0, description="of initial weights and of the order of rows")
     log_seconds: NonNegativeFloat = Field(5.0, description="seconds between progress lines when not on a terminal")
     log_steps: PositiveInt = Field(10, description="steps between records in log.jsonl and TensorBoard")
     peak_tflops: PositiveFloat | None = Field(None, description="peak for MFU; default: measured at start")
+    profile: ProfileConfig | None = None
 
 
 class MetricsConfig(Strict):
@@ -124,6 +145,9 @@ class RunConfig(Strict):
     checkpoints: str | None = Field(None, description="path or fsspec URL of checkpoints; default: in the directory")
     keep: PositiveInt = Field(2, description="newest checkpoints kept, besides the best")
     resume: Literal["auto", "never"] = Field("auto", description="auto: continue from the newest checkpoint")
+    warm_start: str | None = Field(
+        None, description="run or checkpoint that a new run takes its first weights from, as far as they fit by name"
+    )
     timeout_seconds: PositiveFloat = Field(600.0, description="limit on every collective")
 
 
@@ -171,6 +195,10 @@ class Config(Strict):
         if self.data.stream and self.train.epochs != 1:
             raise ValueError(
                 f"train.epochs is {self.train.epochs}, but data.stream trains on each file once; leave it out"
+            )
+        if self.data.stream and self.train.on_divergence == "rollback":
+            raise ValueError(
+                "train.on_divergence is 'rollback', but a stream does not go back to earlier portions; set it to stop"
             )
         if self.data.stream and self.optimizer.schedule.decay != "none" and self.train.max_steps is None:
             raise ValueError(

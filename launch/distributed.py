@@ -5,9 +5,10 @@ from __future__ import annotations
 import ctypes
 import os
 import secrets
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -18,8 +19,10 @@ import torch.distributed as dist
 from embeddings.sharding import Cluster
 from launch.agreement import check_agreement, settings
 from launch.config import Config, PlanConfig, check_world
+from launch.preemption import Preemption
 from launch.roll_call import RollCall, why
 from pipeline.collective import on_rank_0
+from pipeline.errors import Preempted
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Ranks:
         device: what this rank computes on.
         control: a gloo group over all ranks for flags and counts: on CUDA it stalls no stream.
         roll_call: finds out which rank is missing when a collective fails; None with one rank.
+        store: where the ranks' threads can leave each other messages; None with one rank.
+        preemption: knows whether this rank was told to leave.
     """
 
     rank: int
@@ -43,6 +48,8 @@ class Ranks:
     device: torch.device
     control: dist.ProcessGroup
     roll_call: RollCall | None = None
+    store: dist.Store | None = None
+    preemption: Preemption = field(default_factory=Preemption)
 
     @property
     def is_first(self) -> bool:
@@ -81,6 +88,7 @@ def process_group(config: Config, **arguments: Any) -> Iterator[Ranks]:
         ValueError: the ranks do not run the same job, or some do not come.
         JobFailed: inside, because another rank ended, stopped or came late; says which.
     """
+    end_with_launcher()
     rank, world_size, local_rank, local_world_size = world_from_environment()
     seconds = config.run.timeout_seconds
     timeout = timedelta(seconds=seconds)
@@ -105,12 +113,18 @@ def process_group(config: Config, **arguments: Any) -> Iterator[Ranks]:
     try:
         # A name that an earlier attempt at the same store has not used.
         attempt = on_rank_0("cannot name this attempt", lambda: secrets.token_hex(4))
+        messages = None
         if world_size > 1:
+            messages = dist.PrefixStore(f"messages {attempt}", store)
             roll_call = RollCall(dist.PrefixStore(f"roll call {attempt}", store), hosts, rank, seconds)
         control = dist.new_group(backend="gloo", timeout=timeout)
-        yield Ranks(rank, world_size, local_rank, local_world_size, device, control, roll_call)
+        yield Ranks(rank, world_size, local_rank, local_world_size, device, control, roll_call, messages)
         if roll_call:
             roll_call.leave()
+    except Preempted:
+        if roll_call:
+            roll_call.leave()
+        raise
     except Exception as error:
         reason = roll_call and why(error, roll_call)
         if reason:
@@ -143,6 +157,17 @@ def job_store(rank: int, seconds: float) -> dist.Store:
             f"rank 0 has not joined the job after {seconds:g} s (run.timeout_seconds): nobody answers at {host}:{port} "
             f"({str(error).partition(chr(10))[0]})"
         ) from None
+
+
+def end_with_launcher() -> None:
+    """Have the system kill this rank when torchrun, whose child it is, ends without a word.
+
+    Otherwise the ranks of a torchrun that was killed would train on, holding the run's directory against their own
+    restart. They could not save: the store that they would agree at is the launcher's.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def keep_freed_memory() -> None:

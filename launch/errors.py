@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import linecache
 import os
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+from launch.system_errors import explain_system_error
+from pipeline.errors import Preempted
 
 USER_ERROR = 2
 FAILURE = 1
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 # Time in which the agent ends the other ranks after one has said what is wrong.
 SECONDS_TO_BE_STOPPED = 5.0
@@ -50,7 +56,7 @@ def is_user_error(error: BaseException) -> bool:
 
 
 def run_reporting_errors(command: Callable[[], None]) -> int:
-    """Run a command and return its exit status: 0, 2 for the user's mistakes, 1 for anything else.
+    """Run a command and return its exit status: 0, 2 for the user's mistakes, 75 if preempted, 1 for anything else.
 
     Under torchrun the message goes to torchelastic's error file, which the agent prints once, when it ends, or to
     stderr if the agent will start the processes again. Every rank may see the same mistake: rank 0 speaks first, the
@@ -59,11 +65,23 @@ def run_reporting_errors(command: Callable[[], None]) -> int:
     """
     try:
         command()
+        sys.stdout.flush()  # the error of a full disk comes now, and not while Python shuts down
     except KeyboardInterrupt:
         return 130
+    except Preempted as farewell:
+        # On stderr: an agent that got the signal too does not read the error file. Once a host.
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"rankmixer: {farewell}", file=sys.stderr, flush=True)
+        return PREEMPTED
     except Exception as error:
+        if isinstance(error, OSError) and _is_about_stdout(error):
+            _forget_stdout()
+            if isinstance(error, BrokenPipeError):
+                return FAILURE  # whoever read it has seen enough, as `head` does
+            error.filename = "stdout"
         is_told = isinstance(error, JobFailed)
-        message = f"rankmixer: error: {error}" if is_told or is_user_error(error) else traceback.format_exc()
+        told = str(error) if is_told or is_user_error(error) else explain_system_error(error)
+        message = traceback.format_exc() if told is None else f"rankmixer: error: {told}"
         if isinstance(error, PeerFailed):
             time.sleep(SECONDS_TO_BE_STOPPED)
             if error.is_said_here:
@@ -73,6 +91,34 @@ def run_reporting_errors(command: Callable[[], None]) -> int:
         report(message)
         return USER_ERROR if is_user_error(error) else FAILURE
     return 0
+
+
+def _is_about_stdout(error: OSError) -> bool:
+    """The error names no file, and was raised by a line that prints."""
+    if error.filename is not None or error.__traceback__ is None:
+        return False
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    file = frame.f_code.co_filename
+    words = linecache.getline(file, line)
+    return "print(" in words or "stdout" in words or Path(file).parent.name == "rich"
+
+
+def _forget_stdout() -> None:
+    """What could not be printed is not tried again, with a message of Python's own, when the process ends."""
+    with suppress(OSError), open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def _print(message: str) -> None:
+    if not sys.stderr.isatty():
+        print(message, file=sys.stderr, flush=True)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    text = Text(message)
+    text.highlight_words(["rankmixer: error:"], "bold red")
+    Console(stderr=True).print(text, soft_wrap=True)
 
 
 def report(message: str) -> None:
@@ -86,7 +132,7 @@ def report(message: str) -> None:
             f"\nrankmixer: torchrun starts again, restart {restarts + 1} of {allowed}, once all hosts have joined"
         )
     if path is None:
-        print(message, file=sys.stderr, flush=True)
+        _print(message)
         return
     # torchelastic's own format; without a `py_callstack` its agent prints the message alone.
     record = {"message": {"message": message, "extraInfo": {"timestamp": int(time.time())}}}

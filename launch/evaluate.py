@@ -10,15 +10,17 @@ from launch.bad_files import found_bad, warn_of_bad
 from launch.build import Build, build
 from launch.config import Config
 from launch.distributed import Ranks, check_world_here, cluster_here, process_group
-from launch.job import evaluate, outputs, pass_reader, restore
+from launch.job import evaluate, outputs, pass_reader
 from launch.learnt import with_trained_schema
+from launch.output import print_result, show
 from launch.parts import ParquetParts
 from launch.paths import checkpoints_of, choose_checkpoint, evaluation_paths
-from launch.report import print_result
+from launch.report import metrics_table
+from launch.restoring import restore
 
 
-def evaluate_checkpoint(config: Config, checkpoint: str) -> None:
-    """Print the metrics of a checkpoint on data.test, or data.evaluate, as one JSON line."""
+def evaluate_checkpoint(config: Config, checkpoint: str, *, as_json: bool = False) -> None:
+    """Print the metrics of a checkpoint on data.test, or data.evaluate: a table and one JSON line, or that alone."""
     paths = evaluation_paths(config)
     check_world_here(config)
     config = with_trained_schema(config)
@@ -29,7 +31,8 @@ def evaluate_checkpoint(config: Config, checkpoint: str) -> None:
             warn_of_bad("data", evaluation.bad)
             counted = {"bad_files": len(evaluation.bad)} if evaluation.bad else {}
             slices = {key: found for key, found in evaluation.details.items() if key == "slices"}
-            print_result({"checkpoint": name, **evaluation.metrics, **slices, **counted})
+            result = {"checkpoint": name, **evaluation.metrics, **slices, **counted}
+            show(result, metrics_table(name, evaluation.metrics), as_json=as_json, ends_in_json=True)
 
 
 def predict(config: Config, checkpoint: str, data: str, out: str, keys: Sequence[str]) -> None:

@@ -63,6 +63,20 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", help="section.key=value, overriding the configuration")
 
 
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """The argument of a command that prints for people; launch.output.show prints for both."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object on one line, and nothing else")
+
+
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """The argument of a command that uses the weights of a run."""
     parser.add_argument("--checkpoint", default="best", help="best (default), latest or a name")
+
+
+def columns(text: str) -> list[str]:
+    """An argument that names columns, separated by commas.
+
+    >>> columns("user_id,item_id")
+    ['user_id', 'item_id']
+    """
+    return [column for column in text.split(",") if column]

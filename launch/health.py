@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -62,9 +61,13 @@ def _is_counted_here(layer: str, parameter: torch.Tensor) -> bool:
 
 
 @torch.no_grad()
-def are_finite(parameters: Iterable[nn.Parameter]) -> bool:
-    """Whether no weight that this rank holds is infinite or not a number. Takes one pass, and no memory."""
-    return all(math.isfinite(_largest(_local(parameter))) for parameter in parameters)
+def largest_weight(model: nn.Module) -> float:
+    """The largest absolute weight on any rank; infinite if one is not finite. One pass, and no memory. Collective."""
+
+    def here() -> float:
+        return max((_largest(_local(parameter)) for parameter in model.parameters()), default=0.0)
+
+    return max(together("cannot look at the weights", here))
 
 
 def _local(parameter: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What training, evaluation and prediction share: readers, passes over the data, and the weights of a checkpoint."""
+"""What training, evaluation and prediction share: readers, and passes over the data."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ import torch.distributed as dist
 from embeddings.managed_tables import taken_rows, waiting_ids
 from launch.bad_files import Entry, found_bad, open_together
 from launch.build import Build
-from launch.config import Config, dump_config, leaves
+from launch.config import Config
 from launch.distributed import Ranks
 from launch.paths import key_columns
 from launch.ranker import Output
 from pipeline.batch import Batch
-from pipeline.checkpoint import Checkpoints
 from pipeline.collective import together
 from pipeline.hashing import hash_integers, hash_strings
 from pipeline.metrics import Metrics
 from pipeline.reader import BatchReader
 from pipeline.reliability import Reliability
+from pipeline.rows_seen import Rows, RowsSeen
 from pipeline.schema import SEGMENTS
 from pipeline.slices import Slices
 from pipeline.train_pipeline import AgreedPipeline
@@ -35,14 +35,21 @@ from rankmixer_head import Activity
 
 
 def training_reader(
-    config: Config, ranks: Ranks, set_aside: Mapping[str, str] | None = None, files: list[str] | None = None
+    config: Config,
+    ranks: Ranks,
+    set_aside: Mapping[str, str] | None = None,
+    files: list[str] | None = None,
+    *,
+    located: bool = False,
 ) -> BatchReader:
     """This rank's shuffled training batches, without files that an earlier attempt has set aside. Collective.
 
-    `files` are those of a portion of a stream, instead of all.
+    `files` are those of a portion of a stream, instead of all. With `located`, batches say where their rows lie.
     """
     return BatchReader(
-        open_together(config, ranks, config.data.train if files is None else files, set_aside=set_aside),
+        open_together(
+            config, ranks, config.data.train if files is None else files, located=located, set_aside=set_aside
+        ),
         batch_size=config.data.batch_size,
         rank=ranks.rank,
         world_size=ranks.world_size,
@@ -72,7 +79,9 @@ def pass_reader(
 
 def outputs(built: Build, ranks: Ranks, reader: BatchReader) -> Iterator[Output]:
     """Run the model over every row once, in evaluation mode. Collective; every rank sees the same number of steps."""
-    pipeline = AgreedPipeline(built.model, built.optimizer, ranks.device, ranks.control)
+    pipeline = AgreedPipeline(
+        built.model, built.optimizer, ranks.device, ranks.control, ranks.preemption.is_told_to_leave
+    )
     built.model.eval()
     try:
         with torch.no_grad(), closing(reader.epoch(0)) as batches:
@@ -91,12 +100,14 @@ class Evaluation:
         metrics: by name; with a Sparse-MoE also the share of its experts that was open, and how many never were.
         load_LTE: share of the examples for which each expert was open; None without a Sparse-MoE.
         bad: the files and row groups that were not read.
+        rows: what the rows held.
         details: `reliability`, the bins of each task's diagram; with metrics.slices `slices`, metrics by value.
     """
 
     metrics: dict[str, float]
     load_LTE: torch.Tensor | None
     bad: list[Entry]
+    rows: Rows
     details: dict[str, Any]
 
 
@@ -107,6 +118,7 @@ def evaluate(config: Config, built: Build, ranks: Ranks, paths: str | list[str])
     metrics = Metrics(config.feature_schema.tasks, group=group, auc_bins=config.metrics.auc_bins)
     reliability = Reliability(config.feature_schema.tasks)
     slices = Slices(config.feature_schema.tasks, config.metrics.slices, auc_bins=config.metrics.auc_bins)
+    seen = RowsSeen(config.feature_schema, ranks.device)
     activity = Activity(built.moes) if built.moes else None
     for output in outputs(built, ranks, reader):
         batch = output.batch
@@ -115,17 +127,18 @@ def evaluate(config: Config, built: Build, ranks: Ranks, paths: str | list[str])
         reliability.update(output.logits_BK, batch.labels_BK, batch.weights_B)
         if slices.columns and batch.keys is not None:
             slices.update(output.logits_BK, batch.labels_BK, batch.weights_B, batch.keys)
+        seen.add(batch)
         if activity:
             activity.add()
-    computed, bad = metrics.compute(ranks.control), found_bad(reader)
+    computed, bad, rows = metrics.compute(ranks.control), found_bad(reader), seen.total(ranks.control)
     details: dict[str, Any] = {"reliability": reliability.compute(ranks.control)}
     if slices.columns:
         details["slices"] = slices.compute(ranks.control)
     if activity is None:
-        return Evaluation(computed, None, bad, details)
+        return Evaluation(computed, None, bad, rows, details)
     load_LTE = activity.load_LTE(partial(dist.all_reduce, group=ranks.control))
     computed |= {"active_ratio": load_LTE.mean().item(), "dead_experts": int((load_LTE == 0).sum())}
-    return Evaluation(computed, load_LTE, bad, details)
+    return Evaluation(computed, load_LTE, bad, rows, details)
 
 
 def group_ids(batch: Batch, column: str) -> torch.Tensor:
@@ -182,55 +195,3 @@ def sizes_of(waiting: dict[str, dict[str, torch.Tensor]]) -> dict[str, dict[str,
         for part in together("cannot count the ids that wait", lambda: sizes)
         for rank, tables in part.items()
     }
-
-
-def restore(
-    built: Build, ranks: Ranks, checkpoints: Checkpoints, name: str, config: Config, *, to_resume: bool = False
-) -> None:
-    """Load a checkpoint into a built model and its optimizers. Collective.
-
-    Args:
-        to_resume: take over the ids that wait for a row too, and the random state if it comes from as many ranks on
-            the same kind of device.
-
-    Raises:
-        ValueError: the checkpoint belongs to another feature schema, or its tensors to another model.
-    """
-    meta = checkpoints.meta(name)
-    found, expected = meta["schema_digest"], config.feature_schema.digest()
-    if found != expected:
-        raise ValueError(
-            f"{checkpoints.directory}/{name} was trained with another feature schema (digest {found[:12]}, this one "
-            f"is {expected[:12]}); use the schema it was trained with, or another run.directory"
-        )
-    # Lazy state must exist to be loaded into; creating it moves weights, so it comes first.
-    built.optimizer.init_dense_state()
-    state = built.state()
-    if to_resume and (meta["world_size"], meta["device"]) == (ranks.world_size, ranks.device.type):
-        state["random"] = random_state(ranks)
-    if to_resume and meta.get("waiting"):
-        state["waiting"] = {
-            rank: {
-                table: torch.empty(3, size, dtype=torch.int64, device=ranks.device) for table, size in tables.items()
-            }
-            for rank, tables in meta["waiting"].items()
-        }
-    try:
-        checkpoints.load(name, state)
-    except ValueError as error:
-        there, here = (leaves(tree) for tree in (meta["config"], dump_config(config)))
-        changed = [
-            f"{key} = {there.get(key)} there, {here.get(key)} here"
-            for key in sorted(there.keys() | here.keys())
-            if key.startswith(("model.", "optimizer.", "plan.tables.")) and there.get(key) != here.get(key)
-        ]
-        raise ValueError(
-            f"{error}\n  configuration: {'; '.join(changed) or 'as it was'}\nUse the configuration it was trained "
-            "with, or another run.directory"
-        ) from None
-    built.load_state(state)
-    if "random" in state:
-        generators = state["random"][f"rank-{ranks.rank}"]
-        torch.set_rng_state(generators["cpu"])
-        if "cuda" in generators:
-            torch.cuda.set_rng_state(generators["cuda"], ranks.device)

@@ -9,6 +9,7 @@ import torch
 
 from launch.bad_files import BadFileReport
 from launch.build import Build
+from launch.checkup import Checkup
 from launch.config import Config
 from launch.distributed import Ranks
 from launch.job import evaluate, managed_rows
@@ -27,6 +28,7 @@ class Judge:
         ranks: this process.
         journal: of rank 0; None on other ranks.
         bad_files: the report of what could not be read.
+        checkup: looks at what an evaluation says of the training's health.
         remembered: what `memory` gave when the checkpoint that the run resumes from was saved; {} at the start.
     """
 
@@ -37,9 +39,11 @@ class Judge:
         ranks: Ranks,
         journal: Journal | None,
         bad_files: BadFileReport,
+        checkup: Checkup,
         remembered: dict[str, Any],
     ) -> None:
-        self.config, self.built, self.ranks, self.journal, self.bad_files = config, built, ranks, journal, bad_files
+        self.config, self.built, self.ranks, self.journal = config, built, ranks, journal
+        self.bad_files, self.checkup = bad_files, checkup
         self.metrics: dict[str, float] = remembered.get("evaluation", {})
         self.step: int | None = None
         self.best: float = remembered.get("best", -math.inf)
@@ -65,12 +69,18 @@ class Judge:
         if self.journal:
             self.journal.event("evaluate", position.step, epoch=position.epoch, **self.metrics, **details)
             self._tell_experts(position, evaluation.load_LTE)
+        self.checkup.evaluated(position.step, evaluation)
         score = self.score()
         # A metric that is not defined (nan: one class only) is never the best.
         if score > self.best:
             self.best, self.evaluations_since_best = score, 0
         else:
             self.evaluations_since_best += 1
+        return self.has_seen_enough
+
+    @property
+    def has_seen_enough(self) -> bool:
+        """True if early stopping ends the training here."""
         stopping = self.config.train.early_stopping
         return stopping is not None and self.evaluations_since_best >= stopping.patience
 
@@ -79,17 +89,8 @@ class Judge:
         return score(self.metrics, self.config.metrics.select, self.config.feature_schema.tasks)
 
     def _tell_experts(self, position: Position, load_LTE: torch.Tensor | None) -> None:
-        """Record how the load lies on the experts of a Sparse-MoE, and warn of those that no example opened."""
+        """Record how the load lies on the experts of a Sparse-MoE."""
         if load_LTE is None or self.journal is None:
             return
         layers = {f"active_ratio/layer_{layer}": load_TE.mean().item() for layer, load_TE in enumerate(load_LTE)}
         self.journal.event("experts", position.step, **layers, load_LTE=load_LTE.tolist())
-        dead = [f"layer {layer} token {token} expert {expert}" for layer, token, expert in (load_LTE == 0).nonzero()]
-        if dead:
-            self.journal.event(
-                "warning",
-                position.step,
-                message=f"{len(dead)} of {load_LTE.numel()} experts are dead, no example opens them: "
-                f"{', '.join(dead[:4])}{', ...' if len(dead) > 4 else ''}; lower model.moe.experts or raise "
-                "model.moe.active_ratio",
-            )

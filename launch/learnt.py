@@ -16,8 +16,7 @@ from urllib.parse import quote
 import fsspec
 import yaml
 
-from launch.config import Config
-from launch.job import leaves
+from launch.config import Config, leaves
 from launch.paths import checkpoints_of, opening
 from pipeline.collective import on_rank_0
 from pipeline.features import Ids
@@ -40,7 +39,7 @@ def with_schema_to_train(config: Config) -> Config:
     def prepare() -> None:
         if not checkpoints_of(config).names():
             learnt = learn(config.feature_schema, config.data.train, **opening(config))
-            save_schema(_directory(config), config.feature_schema, learnt)
+            save_schema(_directory(config), config.feature_schema.contents(), learnt)
 
     on_rank_0("cannot learn from data.train", prepare)
     return with_trained_schema(config)
@@ -60,8 +59,39 @@ def _directory(config: Config) -> str:
     return f"{checkpoints_of(config).directory}/schema"
 
 
-def save_schema(directory: str, asked: Schema, learnt: Schema) -> None:
-    """Write a schema and its vocabularies into a directory; what stands there, of a run without a checkpoint, goes."""
+class SchemaKeeper:
+    """Writes the schema of a run again where somebody has removed it with the checkpoints, which need it.
+
+    Args:
+        config: with the schema that the run is trained with.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.directory = _directory(config)
+        self._learnt = config.feature_schema
+        self._asked: Any = None
+        if self._stands():
+            self._asked = json.loads(read_text(f"{self.directory}/asked.json"))
+
+    def keep(self) -> None:
+        """Write it, if it stood there at first and does no longer."""
+        if self._asked is not None and not self._stands():
+            save_schema(self.directory, self._asked, self._learnt)
+
+    def _stands(self) -> bool:
+        filesystem, root = fsspec.url_to_fs(self.directory)
+        filesystem.invalidate_cache()
+        return bool(filesystem.exists(f"{root}/schema.yaml"))
+
+
+def save_schema(directory: str, asked: Any, learnt: Schema) -> None:
+    """Write a schema and its vocabularies into a directory; what stands there, of a run without a checkpoint, goes.
+
+    Args:
+        directory: path or URL.
+        asked: contents of the schema as it was given.
+        learnt: the schema to write.
+    """
     filesystem, root = fsspec.url_to_fs(directory)
     if filesystem.exists(root):
         filesystem.rm(root, recursive=True)
@@ -83,7 +113,7 @@ def save_schema(directory: str, asked: Schema, learnt: Schema) -> None:
     ]
     if learnt.weight is not None:
         lines.append(_line("weight", learnt.weight).strip())
-    filesystem.pipe_file(f"{root}/asked.json", json.dumps(asked.contents(), indent=1).encode())
+    filesystem.pipe_file(f"{root}/asked.json", json.dumps(asked, indent=1).encode())
     filesystem.pipe_file(f"{root}/schema.yaml", ("\n".join(lines) + "\n").encode())  # last: then the rest is whole
 
 

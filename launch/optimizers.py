@@ -73,25 +73,32 @@ def dense_optimizer(params: Mapping[str, nn.Parameter], config: DenseOptimizerCo
 
 
 def clip_(params: Sequence[nn.Parameter], max_norm: float, group: dist.ProcessGroup | None) -> torch.Tensor:
-    """Scale all gradients so that their norm, all shards together, is at most `max_norm`; return what it was.
+    """Scale all gradients so that their norm is at most `max_norm`; return what it was. Arguments as below."""
+    if group is None:
+        return torch.nn.utils.clip_grad_norm_(params, max_norm)
+    norm = norm_of_gradients(params, group)
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as clip_grad_norm_
+    for param in params:
+        if param.grad is not None:
+            grad = param.grad.to_local() if isinstance(param.grad, DTensor) else param.grad
+            grad.mul_(factor)
+    return norm
+
+
+def norm_of_gradients(params: Sequence[nn.Parameter], group: dist.ProcessGroup | None) -> torch.Tensor:
+    """The norm of all gradients, all shards together.
 
     Args:
         params: plain ones, equal on all ranks, and DTensors, each with one shard on every rank of `group`.
-        max_norm: bound.
         group: a token group; None: there are no DTensors.
     """
-    if group is None:
-        return torch.nn.utils.clip_grad_norm_(params, max_norm)
     grads = [param.grad for param in params if param.grad is not None]
-    shards = [grad.to_local() for grad in grads if isinstance(grad, DTensor)]
-    whole = [grad for grad in grads if not isinstance(grad, DTensor)]
-    square = torch.nn.utils.get_total_norm(shards).square()
+    if group is None:
+        return torch.nn.utils.get_total_norm(grads)
+    square = torch.nn.utils.get_total_norm([grad.to_local() for grad in grads if isinstance(grad, DTensor)]).square()
     dist.all_reduce(square, group=group)
-    norm = (square + torch.nn.utils.get_total_norm(whole).square()).sqrt()
-    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as clip_grad_norm_
-    for grad in (*shards, *whole):
-        grad.mul_(factor)
-    return norm
+    whole = [grad for grad in grads if not isinstance(grad, DTensor)]
+    return (square + torch.nn.utils.get_total_norm(whole).square()).sqrt()
 
 
 def schedule_factor(config: ScheduleConfig, step: int, total_steps: int) -> float:
@@ -120,7 +127,8 @@ class RankerOptimizer(CombinedOptimizer):
         dense: from `dense_optimizer`.
         schedule: both follow it.
         total_steps: steps of the whole run, the end of the decay.
-        clip_norm: bound on the global norm of the dense gradients; None: not clipped, and the norm is not computed.
+        clip_norm: bound on the global norm of the dense gradients; None: not clipped.
+        norm_every: steps from one look at that norm to the next, where nothing is clipped.
         after_step: called when a step has been taken; None: nothing.
         token_group: the ranks that share the dense part's DTensors; None: it has none.
     """
@@ -132,12 +140,14 @@ class RankerOptimizer(CombinedOptimizer):
         schedule: ScheduleConfig,
         total_steps: int,
         clip_norm: float | None,
+        norm_every: int = 1,
         after_step: Callable[[], None] | None = None,
         token_group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__([("", fused), ("", dense)])
         self.dense = dense
         self.clip_norm = clip_norm
+        self._norm_every, self._norm_is_due = norm_every, False
         self._after_step = after_step
         self._token_group = token_group
         self.grad_norm: torch.Tensor | None = None
@@ -145,7 +155,8 @@ class RankerOptimizer(CombinedOptimizer):
         self._base_lrs = [float(group["lr"]) for group in self.param_groups]
 
     def follow_schedule(self, step: int) -> None:
-        """Set the learning rates of `step`; call before the step's `zero_grad`."""
+        """Set the learning rates of `step` (from 0); call before the step's `zero_grad`."""
+        self._norm_is_due = (step + 1) % self._norm_every == 0
         factor = schedule_factor(self._schedule, step, self._total_steps)
         for group, base_lr in zip(self.param_groups, self._base_lrs, strict=True):
             group["lr"] = base_lr * factor
@@ -158,8 +169,11 @@ class RankerOptimizer(CombinedOptimizer):
 
     def step(self, closure: Any = None) -> None:
         """Clip, then update the dense part; the tables have updated themselves."""
+        params = list(self.dense.params.values())
         if self.clip_norm is not None:
-            self.grad_norm = clip_(list(self.dense.params.values()), self.clip_norm, self._token_group)
+            self.grad_norm = clip_(params, self.clip_norm, self._token_group)
+        elif self._norm_is_due:
+            self.grad_norm = norm_of_gradients(params, self._token_group)
         super().step(closure)
         if self._after_step:
             self._after_step()

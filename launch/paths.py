@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import posixpath
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import fsspec
 
 from launch.config import Config
 from pipeline.checkpoint import Checkpoints
+from pipeline.checkpoint_files import NAME
 from pipeline.dataset import ParquetDataset
 from pipeline.slices import check_sliceable
 
@@ -26,6 +29,8 @@ def check_training(config: Config) -> None:
     if not (standing.is_dir() and os.access(standing, os.W_OK)):
         found = "a directory that this user may not write" if standing.is_dir() else "not a directory"
         raise ValueError(f"run.directory is {config.run.directory}, but {standing} is {found}; give another")
+    if config.run.warm_start and not checkpoints_of(config).names():
+        find_source(config.run.warm_start)
     check_files(config, config.data.train)
     for paths in (config.data.evaluate, config.data.test):
         if paths is not None:
@@ -108,3 +113,25 @@ def choose_checkpoint(checkpoints: Checkpoints, which: str) -> str:
             "or set run.directory to a run that has one"
         )
     return name
+
+
+def find_source(path: str) -> tuple[str, str]:
+    """The directory of checkpoints and the name that `run.warm_start` stands for: a run's best one, or else its latest.
+
+    Raises:
+        ValueError: there is none, or it cannot be told which is the best.
+    """
+    root, name = posixpath.split(path.rstrip("/"))
+    if re.fullmatch(NAME, name):
+        names = Checkpoints(root).names()
+        if name in names:
+            return root, name
+        raise ValueError(f"run.warm_start is {path}: found {', '.join(names) or 'no checkpoint'} in {root}; name one")
+    for root in (f"{path.rstrip('/')}/checkpoints", path.rstrip("/")):
+        name = Checkpoints(root).suggested() or ""
+        if name:
+            return root, name
+    raise ValueError(
+        f"run.warm_start is {path}: found no checkpoint there; expected the directory of a run, of its checkpoints, "
+        "or of one of them"
+    )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from embeddings.sharding import Cluster, Shard, map_bytes, plan_shards
 from launch.build import build_ranker, head_bytes, plan
 from launch.config import Config, SparseOptimizerConfig, check_world, token_group
+from launch.output import show
 from launch.torchrec_models import TorchrecModel
 from rankmixer_head import RankMixer
 from rankmixer_head.counters import parameters
@@ -16,7 +18,7 @@ from rankmixer_head.counters import parameters
 GIB = 2**30
 
 
-def show_plan(config: Config, cluster: Cluster) -> None:
+def show_plan(config: Config, cluster: Cluster, *, as_json: bool = False) -> None:
     """Print the shards of every table, and the memory of every rank.
 
     Counted are weights and optimizer states of the tables, the maps of managed ones, and five fp32 copies of the head
@@ -30,15 +32,22 @@ def show_plan(config: Config, cluster: Cluster) -> None:
     token_ranks = token_group(config, cluster.world_size, cluster.local_world_size)
     ranker = build_ranker(config, torch.device(cluster.device))
     shards = plan_shards(plan(config, ranker, cluster), ranker.embeddings)
-    console = Console(width=None if Console().is_terminal else 120)
-    console.print(_shards(shards))
-    console.print(_ranks(config, cluster, shards, head_bytes(ranker, token_ranks)))
-    head_parameters = parameters(ranker.head)
+    head = head_bytes(ranker, token_ranks)
+    head_parameters, flops = parameters(ranker.head), ranker.head.flops_per_example()
     table_parameters = sum(table.rows * table.dim for table in config.feature_schema.tables.values())
-    console.print(
-        f"head: {head_parameters:,} parameters, {ranker.head.flops_per_example():,} forward FLOPs an example"
-        f"{_all_open(ranker.head)}; tables: {table_parameters:,} parameters"
+    sentence = (
+        f"head: {head_parameters:,} parameters, {flops:,} forward FLOPs an example{_all_open(ranker.head)}; "
+        f"tables: {table_parameters:,} parameters"
     )
+    found = {
+        "cluster": asdict(cluster),
+        "shards": [asdict(shard) for shard in shards],
+        "bytes": planned_memory(config, cluster.world_size, shards, head),
+        "head_parameters": head_parameters,
+        "flops_per_example": flops,
+        "table_parameters": table_parameters,
+    }
+    show(found, _shards(shards), _ranks(config, cluster, shards, head), sentence, as_json=as_json)
 
 
 def _all_open(head: RankMixer | TorchrecModel) -> str:

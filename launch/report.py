@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from launch.output import show
 from launch.run_log import RunLog
 from launch.run_page import write_page
 from launch.run_sections import number
 
 
-def report(run_directory: str) -> None:
-    """Write a run's page, print its metrics and speed as tables, and one JSON object on the last line.
+def report(run_directory: str, *, as_json: bool = False) -> None:
+    """Write a run's page, and print its metrics and speed: tables and one JSON object on the last line, or that alone.
 
     Raises:
         ValueError: the directory holds no run, or one that has said nothing yet.
@@ -24,29 +23,30 @@ def report(run_directory: str) -> None:
     """
     log = RunLog(run_directory).read()
     page = str(write_page(log))
-    console = Console(width=None if Console().is_terminal else 120)
-    view = Table("metric", title="Quality")
     columns = log.metric_columns()
+    quality = Table("metric", title="Quality")
     for heading, _ in columns:
-        view.add_column(heading, justify="right")
+        quality.add_column(heading, justify="right")
     for name in log.metric_names():
-        view.add_row(name, *(number(values.get(name)) for _, values in columns))
-    if columns:
-        console.print(view)
-    console.print(_speed(log))
-    console.print(f"report: {page}", soft_wrap=True)
+        quality.add_row(name, *(number(values.get(name)) for _, values in columns))
     given = log.finish or (columns[0][1] if columns else {})
     told = {
         key: value
         for key, value in given.items()
         if key not in ("kind", "time", "step") and not isinstance(value, dict)
     }
-    print_result({"state": log.state(), "steps": log.step, **told, "report": page})
+    result = {"state": log.state(), "steps": log.step, **told, "report": page}
+    views = [quality] if columns else []
+    show(result, *views, _speed(log), f"report: {page}", as_json=as_json, ends_in_json=True)
 
 
-def print_result(result: dict[str, Any]) -> None:
-    """Print one JSON object on a line; a metric that is not defined is null."""
-    print(json.dumps({key: None if value != value else value for key, value in result.items()}), flush=True)
+def metrics_table(name: str, metrics: Mapping[str, float]) -> Table:
+    """The metrics of one evaluation, under the name of the checkpoint."""
+    view = Table("metric", title="Quality")
+    view.add_column(name, justify="right")
+    for metric, value in metrics.items():
+        view.add_row(metric, number(value))
+    return view
 
 
 def _speed(log: RunLog) -> Table:

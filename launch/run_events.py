@@ -42,16 +42,32 @@ def _diverged(record: Record) -> str:
     )
 
 
+def _damaged(record: Record) -> str:
+    used = f"{record['used']} was used instead" if record.get("used") else "the weights of the last step were used"
+    kept = f", it is kept as {record['aside']}" if record.get("aside") else ""
+    return f"checkpoint {record.get('checkpoint')} was damaged ({record.get('file')}){kept}; {used}"
+
+
+def _preempted(record: Record) -> str:
+    kept = record.get("checkpoint")
+    return f"preempted by {record.get('signal')}; {f'{kept} is saved' if kept else 'there was nothing to save yet'}"
+
+
 SENTENCES: dict[str, Callable[[Record], str]] = {
     "start": _started,
     "bad_files": _set_aside,
     "managed": _taken,
     "diverged": _diverged,
     "warning": lambda record: str(record.get("message", "")),
+    "rollback": lambda record: f"rolled back: {record.get('message', '')}",
+    "damaged": _damaged,
+    "preempted": _preempted,
+    "trace": lambda record: f"trace of steps written to {record.get('path')}",
+    "warm_start": lambda record: f"started from the weights of {record.get('source')}, see {record.get('report')}",
     "mended": lambda record: f"values mended in the training rows: {_named(record)}",
     "finish": lambda record: f"finished after {record['step']:,} steps",
 }
-TROUBLE = ("warning", "diverged", "bad_files")
+TROUBLE = ("warning", "diverged", "bad_files", "damaged", "rollback")
 
 
 class Events:
@@ -93,8 +109,8 @@ class Events:
 def sentence(record: Record) -> str:
     """What a record says, for people.
 
-    >>> sentence({"kind": "rollback", "step": 7, "time": 0.0, "batch": "step-7.parquet"})
-    'rollback: batch step-7.parquet'
+    >>> sentence({"kind": "visit", "step": 7, "time": 0.0, "by": "a colleague"})
+    'visit: by a colleague'
     """
     known = SENTENCES.get(record["kind"])
     return known(record) if known else f"{record['kind']}: {_named(record)}"

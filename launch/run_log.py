@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.run_events import Events
+from launch.thinned import Thinned, thin
 from pipeline.journal import LOG
 from pipeline.metrics import score
 
@@ -22,6 +23,7 @@ RECENT = 100  # records that say how fast the run is
 QUIET_SECONDS = 60.0  # a run that says nothing for so long may still be running,
 QUIET_FACTOR = 3.0  # and so may one that is silent for no more than so many times its longest silence
 EVALUATIONS = ("evaluate", "arrival")
+ENDS = {"finish": "finished", "diverged": "diverged", "preempted": "preempted"}  # an attempt, and what the run then is
 WHOLE_BYTES = 16_000_000  # of more that comes at once, only a part of the training records is read
 TRAIN = b'{"kind": "train"'
 METRICS = ("auc", "gauc", "logloss", "ne", "calibration")
@@ -44,7 +46,7 @@ class RunLog:
         judged: the newest of them with its diagram and slices.
         best: the evaluation that the selecting metric puts first.
         experts: the newest record of that kind, `open_experts` the open share of every layer by evaluation.
-        finish, diverged: the record of that kind, if nothing followed.
+        finish: the record of that kind, if no attempt followed.
         checkpoint: the newest record of that kind.
         events: what happened besides.
     """
@@ -68,7 +70,7 @@ class RunLog:
         self.experts: Record | None = None
         self.open_experts: list[Record] = []
         self.finish: Record | None = None
-        self.diverged: Record | None = None
+        self._ended: str | None = None
         self.checkpoint: Record | None = None
         self.last_step: Record | None = None
         self.events = Events()
@@ -137,27 +139,29 @@ class RunLog:
         elif kind == "experts":
             self.experts = record
             shares = {name: share for name, share in record.items() if name.startswith("active_ratio/")}
-            self.open_experts = thin([*self.open_experts, {"step": record["step"], **shares}], POINTS)
+            self.open_experts.append({"step": record["step"], **shares})
+            self.open_experts = thin(self.open_experts, POINTS)
         elif kind == "checkpoint":
             self.checkpoint = record
         else:
             if kind == "finish":
                 self.finish = record
-            if kind == "diverged":
-                self.diverged = record
+            if kind in ENDS:
+                self._ended = ENDS[kind]
             self.events.add(record)
 
     def _begin_attempt(self, record: Record) -> None:
         self._earlier_seconds = self.seconds
         self._longest_silence = 0.0
         self._recent.clear()
-        self.finish = self.diverged = None
+        self.finish = self._ended = None
         self.start, self.starts = record, self.starts + 1
 
     def _take_evaluation(self, record: Record) -> None:
         self.judged = record
         numbers = {name: value for name, value in record.items() if not isinstance(value, dict)}
-        self.evaluations = thin([*self.evaluations, numbers], POINTS)
+        self.evaluations.append(numbers)
+        self.evaluations = thin(self.evaluations, POINTS)
         found = score(numbers, self.select, self.tasks) if record["kind"] == "evaluate" else float("nan")
         if found == found and not found <= self._best_score:
             self.best, self._best_score = numbers, found
@@ -209,11 +213,9 @@ class RunLog:
         return max(0.0, (time.time() if now is None else now) - self.last["time"]) if self.last else 0.0
 
     def state(self, now: float | None = None) -> str:
-        """finished, diverged, running or stopped. Running is what has spoken lately; nobody else is asked."""
-        if self.finish is not None:
-            return "finished"
-        if self.diverged is not None:
-            return "diverged"
+        """finished, diverged, preempted, running (it has spoken lately; nobody else is asked) or stopped."""
+        if self._ended is not None:
+            return self._ended
         limit = max(QUIET_SECONDS, QUIET_FACTOR * self._longest_silence)
         return "running" if self.silence(now) <= limit else "stopped"
 
@@ -245,53 +247,3 @@ def _parsed(content: bytes) -> Iterator[Record]:
         record = json.loads(content)
         if isinstance(record, dict) and {"kind", "step", "time"} <= record.keys():
             yield record
-
-
-class Thinned:
-    """Means of consecutive records, fewer than twice `limit`.
-
-    >>> thinned = Thinned(limit=2)
-    >>> for step in range(1, 9):
-    ...     thinned.add({"step": step, "loss": 1.0 / step})
-    >>> [(point["step"], round(point["loss"], 3)) for point in thinned.points()]
-    [(4, 0.521), (8, 0.159)]
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit, self._count = limit, 1
-        self._points: list[Record] = []
-        self._waiting: list[Record] = []
-
-    def add(self, record: Record) -> None:
-        """Take a record; its numbers are kept, "step" as the last one of the mean."""
-        self._waiting.append({name: value for name, value in record.items() if type(value) in (int, float)})
-        if len(self._waiting) == self._count:
-            self._points.append(mean(self._waiting))
-            self._waiting = []
-        if len(self._points) == 2 * self._limit:
-            pairs = zip(self._points[::2], self._points[1::2], strict=True)
-            self._points = [mean(pair) for pair in pairs]
-            self._count *= 2
-
-    def points(self) -> list[Record]:
-        """The means, the last one perhaps of fewer records."""
-        return [*self._points, mean(self._waiting)] if self._waiting else list(self._points)
-
-
-def mean(records: Any) -> Record:
-    """The mean of every number, among the records that have it; the last "step".
-
-    >>> mean([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 4.0, "mfu": 0.5}])
-    {'step': 2, 'loss': 3.0, 'mfu': 0.5}
-    """
-    names = dict.fromkeys(name for record in records for name in record)
-    means = {}
-    for name in names:
-        values = [record[name] for record in records if name in record]
-        means[name] = sum(values) / len(values)
-    return {**means, "step": records[-1]["step"]}
-
-
-def thin(records: list[Record], limit: int) -> list[Record]:
-    """Every second record and the last, once there are twice `limit`."""
-    return records if len(records) < 2 * limit else [*records[:-1:2], records[-1]]

@@ -1,26 +1,37 @@
-"""What a checkpoint of a run holds."""
+"""What a checkpoint of a run holds, and when it is whole."""
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import asdict
 
 from launch.bad_files import remembered
 from launch.build import Build
+from launch.checkup import Checkup
 from launch.config import Config, dump_config
 from launch.distributed import Ranks
-from launch.health import are_finite
+from launch.errors import SECONDS_TO_BE_STOPPED, JobFailed
+from launch.health import largest_weight
 from launch.job import random_state, sizes_of, waiting_state
 from launch.judging import Judge
+from launch.learnt import SchemaKeeper
+from launch.save_report import SaveReport, remedy
+from launch.symptoms import in_weights
 from launch.versions import versions
+from pipeline.background_save import BackgroundSaves
 from pipeline.checkpoint import Checkpoints
-from pipeline.collective import together
+from pipeline.checkpoint_save import Outcome
 from pipeline.dataset import ParquetDataset
 from pipeline.journal import Journal
 from pipeline.loop import DivergedError, Position
 
+# What a job waits before it tries again to write its last checkpoint.
+RETRY_SECONDS = (1.0, 5.0, 15.0)
+
 
 class Saver:
-    """Writes the checkpoints of one run.
+    """Writes the checkpoints of one run, while training goes on.
 
     Args:
         config: the run.
@@ -28,23 +39,37 @@ class Saver:
         ranks: this process.
         checkpoints: where to.
         journal: of rank 0; None on other ranks.
+        checkup: is told how large the weights are.
     """
 
     def __init__(
-        self, config: Config, built: Build, ranks: Ranks, checkpoints: Checkpoints, journal: Journal | None
+        self,
+        config: Config,
+        built: Build,
+        ranks: Ranks,
+        checkpoints: Checkpoints,
+        journal: Journal | None,
+        checkup: Checkup,
     ) -> None:
         self.config, self.built, self.ranks = config, built, ranks
-        self.checkpoints, self.journal = checkpoints, journal
+        self.checkpoints, self.checkup = checkpoints, checkup
+        self._report = SaveReport(journal)
+        self._schema = SchemaKeeper(config) if ranks.is_first else None
+        self._saves = BackgroundSaves(checkpoints, ranks.store, ranks_here=ranks.local_world_size, tell=self._tell)
 
     def save(self, position: Position, dataset: ParquetDataset, judge: Judge) -> None:
-        """Write a checkpoint: model, tables, optimizers, random state; position and everything else as JSON.
+        """Copy what a checkpoint holds, and let it be written: model, optimizers, random state; all else as JSON.
+
+        A save that is still under way is waited for. Collective.
 
         Raises:
             DivergedError: a weight is not finite.
         """
-        broken = together("cannot look at the weights", lambda: not are_finite(self.built.model.parameters()))
-        if any(broken):
-            raise DivergedError(f"weights are not finite after step {position.step}, though the loss still was")
+        largest = largest_weight(self.built.model)
+        if not math.isfinite(largest):
+            what = f"weights are not finite after step {position.step}, though the loss still was"
+            raise DivergedError(what, position.step)
+        self.checkup.tell(position.step, in_weights(largest))
         waiting = waiting_state(self.built, self.ranks)
         state = {**self.built.state(), "random": random_state(self.ranks), "waiting": waiting}
         meta = {
@@ -60,6 +85,49 @@ class Saver:
             "versions": versions(),
         }
         metric = judge.score() if judge.step == position.step else None
-        name = self.checkpoints.save(position.step, state, meta, metric=metric)
-        if self.journal:
-            self.journal.event("checkpoint", position.step, name=name)
+        waited = self._saves.save(position.step, state, meta, metric)
+        self._report.tell_slow(position.step, waited)
+
+    def wait(self) -> Outcome | None:
+        """Wait until the last save is done, and say what became of it; None before the first. Collective.
+
+        Afterwards `checkpoints.latest()` is the last good checkpoint.
+        """
+        return self._saves.wait()
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is whole; where it could not be written, try again. Collective.
+
+        The state must be the one saved.
+
+        Raises:
+            JobFailed: it cannot be written.
+        """
+        outcome = self.wait()
+        for seconds in RETRY_SECONDS:
+            if outcome is None or not outcome.failures:
+                return
+            time.sleep(seconds)
+            outcome = self._saves.again()
+        if outcome is not None and outcome.failures:
+            latest = self.checkpoints.latest()
+            kept = f"{latest} is the last good checkpoint" if latest else "there is no checkpoint"
+            raise JobFailed(
+                f"{outcome}, after {1 + len(RETRY_SECONDS)} attempts. It was to be the last of the job, and what was "
+                f"trained since is lost: {kept}. {remedy(outcome).capitalize()}; the same command then resumes"
+            )
+
+    def close(self) -> None:
+        """Give a save that is under way the time to end that the job's end leaves. Not collective."""
+        alone = self.ranks.world_size == 1
+        self._saves.close(self.config.run.timeout_seconds if alone else SECONDS_TO_BE_STOPPED)
+
+    def _tell(self, outcome: Outcome) -> None:
+        """On rank 0, when a save is done: tell the journal, and see that the schema still lies beside it."""
+        self._report.tell(outcome)
+        if self._schema is not None and not outcome.failures:
+            try:
+                self._schema.keep()
+            except Exception as error:  # filesystems of fsspec raise anything
+                message = f"{self._schema.directory} was removed and cannot be written again: {error}"
+                self._report.warn(outcome.step, f"{message}; {outcome.name} cannot be used without it")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import posixpath
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import fsspec
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import Progress
-from rich.text import Text
 
+from launch.output import show
 from launch.paths import check_output
 from launch.profile_tables import Json, tables
 from pipeline.data_profile import DataProfile
@@ -25,7 +25,9 @@ FILES_SHOWN = 5
 UNSCALED = 10.0  # a dense input whose mean or deviation is beyond this should be standardised
 
 
-def show_profile(paths: Sequence[str], schema: Schema, against: Sequence[str] = (), out: str | None = None) -> None:
+def show_profile(
+    paths: Sequence[str], schema: Schema, against: Sequence[str] = (), out: str | None = None, *, as_json: bool = False
+) -> None:
     """Read the files, print what they hold, and write it to `out` as JSON.
 
     Args:
@@ -33,6 +35,7 @@ def show_profile(paths: Sequence[str], schema: Schema, against: Sequence[str] = 
         schema: how they are read.
         against: paths of other files; with them the drift from `paths` to these is shown too.
         out: path or fsspec URL of a file that must not exist.
+        as_json: print what would be written to `out` instead, on one line.
 
     Raises:
         ValueError: a path without files, columns that do not fit, a row group that cannot be read, or `out` exists or
@@ -54,7 +57,7 @@ def show_profile(paths: Sequence[str], schema: Schema, against: Sequence[str] = 
         "against": None if other is None else other.to_json(),
         "drift": None if other is None else drift(profile, other),
     }
-    _print(found)
+    show(found, *_views(found), as_json=as_json)
     if out is not None:
         _write(out, json.dumps(found, indent=1, allow_nan=False) + "\n")
 
@@ -81,17 +84,15 @@ def _write(out: str, text: str) -> None:
     filesystem.mv(unfinished, path)
 
 
-def _print(found: Json) -> None:
-    console = Console()
+def _views(found: Json) -> Iterator[RenderableType]:
     profile = found["profile"]
-    console.print(f"{profile['rows']:,} rows, {profile['files']:,} files, {profile['row_groups']:,} row groups")
-    for table in tables(found):
-        console.print(table)
+    yield f"{profile['rows']:,} rows, {profile['files']:,} files, {profile['row_groups']:,} row groups"
+    yield from tables(found)
     if any(ids["distinct_error"] for ids in profile["ids"].values()):
         limit = profile["exact_up_to"]
-        console.print(f"~ estimated, because there are more than {limit:,} ids; the JSON has the error", soft_wrap=True)
+        yield f"~ estimated, because there are more than {limit:,} ids; the JSON has the error"
     for sentence in findings(found):
-        console.print(Text(f"- {sentence}"), soft_wrap=True)
+        yield f"- {sentence}"
 
 
 def findings(found: Json) -> list[str]:

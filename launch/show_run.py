@@ -8,41 +8,43 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from launch.config import leaves
+from launch.output import show
 from launch.run_log import RunLog
 from launch.run_page import PAGE
 from launch.run_sections import number, span
 from pipeline.checkpoint import Checkpoints
 from pipeline.metrics import LOWER_IS_BETTER
 
-STYLES = {"running": "bold blue", "finished": "bold green", "diverged": "bold red", "stopped": "bold yellow"}
+STYLES = {
+    "running": "bold blue",
+    "finished": "bold green",
+    "diverged": "bold red",
+    "stopped": "bold yellow",
+    "preempted": "bold yellow",
+}
 WARNINGS_SHOWN = 5
 # Where a run is: differs always.
 PLACES = ("run.directory", "run.checkpoints")
 
 
-def show_status(directory: str, as_json: bool = False) -> None:
+def show_status(directory: str, *, as_json: bool = False) -> None:
     """Print what a run is doing, on one screen or as one JSON object.
 
     Raises:
         ValueError: the directory holds no run, or one that has said nothing yet.
     """
     found = status(directory)
-    if as_json:
-        print(json.dumps(found, allow_nan=False))
-        return
     view = Table.grid(padding=(0, 3))
     view.add_column(style="dim", no_wrap=True)
     view.add_column(overflow="fold")
     for key, value in _lines(found):
-        view.add_row(key, value)
-    console = _console()
-    console.print(Text.assemble((directory, "bold"), "  ", (found["state"], STYLES[found["state"]])))
-    console.print(view)
+        view.add_row(key, value if isinstance(value, Text) else Text(value))
+    title = Text.assemble((directory, "bold"), "  ", (found["state"], STYLES[found["state"]]))
+    show(found, title, view, as_json=as_json)
 
 
 def status(directory: str, now: float | None = None) -> dict[str, Any]:
@@ -147,17 +149,13 @@ def _told_checkpoint(found: dict[str, Any]) -> str:
     return f"{found['checkpoint']}{age}; best {found['best_checkpoint'] or 'not known'}"
 
 
-def show_comparison(directories: Sequence[str], as_json: bool = False) -> None:
+def show_comparison(directories: Sequence[str], *, as_json: bool = False) -> None:
     """Print runs side by side: metrics, speed, and the keys of the configuration that differ.
 
     Raises:
         ValueError: a directory holds no run, or one that has said nothing yet.
     """
     found = compare(directories)
-    if as_json:
-        print(json.dumps(found, allow_nan=False))
-        return
-    console = _console()
     runs = found["runs"]
     titles = [Text(run["run"], overflow="fold") for run in runs]
     view = Table("", title="Runs")
@@ -172,16 +170,12 @@ def show_comparison(directories: Sequence[str], as_json: bool = False) -> None:
         for name in names:
             values = [run["metrics"].get(heading, {}).get(name) for run in runs]
             view.add_row(f"{heading.split()[0]} {name}", *_marked(name, values), end_section=name == names[-1])
-    console.print(view)
-    if found["differences"]:
-        view = Table(title="Configuration: what differs")
-        for title in (Text("key"), *titles):
-            view.add_column(title, overflow="fold")
-        for key, values in found["differences"].items():
-            view.add_row(key, *("" if value is None else _shown(value) for value in values))
-        console.print(view)
-    else:
-        console.print("configuration: the same")
+    differences = Table(title="Configuration: what differs")
+    for title in (Text("key"), *titles):
+        differences.add_column(title, overflow="fold")
+    for key, values in found["differences"].items():
+        differences.add_row(Text(key), *(Text("" if value is None else _shown(value)) for value in values))
+    show(found, view, differences if found["differences"] else "configuration: the same", as_json=as_json)
 
 
 def compare(directories: Sequence[str]) -> dict[str, Any]:
@@ -249,8 +243,3 @@ def _rate(value: float | None) -> str:
 
 def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _console() -> Console:
-    """As wide as the terminal; a pipe gets no colour, and 120 columns."""
-    return Console(highlight=False) if Console().is_terminal else Console(width=120, highlight=False)

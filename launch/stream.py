@@ -31,6 +31,7 @@ class StreamTraining(Training):
             open_files=lambda files: ParquetDataset(files, schema, **opening(self.config)),
             poll_seconds=stream.poll_seconds,
             idle_seconds=stream.idle_seconds,
+            is_told_to_leave=self.ranks.preemption.is_told_to_leave,
         )
         portion = self.arrivals.recorded(position.epoch) or self.arrivals.recorded(position.epoch - 1)
         portion = portion or self.arrivals.wait(position.epoch)

@@ -6,21 +6,26 @@ TorchX, which prints it again.
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import sys
 from collections.abc import Sequence
 
-from launch.errors import FAILURE
+from launch.errors import FAILURE, PREEMPTED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a job; return 0, the exit status of the rank that failed first, or 1 if a signal ended that."""
+    """Run a job; return 0, the exit status of the rank that failed first, or 1 if a signal ended that.
+
+    SIGUSR1, which would end the agent and leave its ranks alone, is handed on to them like SIGTERM.
+    """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError, RendezvousTimeoutError
     from torch.distributed.run import parse_args, run
 
+    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
     options = parse_args(arguments)
     try:
         run(options)
@@ -30,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rank: one for rank, one in error.failures.items() if one.exitcode != -signal.SIGTERM
         } or error.failures
         rank, failure = min(failed.items(), key=lambda item: item[1].timestamp)
+        if failure.exitcode == PREEMPTED:  # and has said so
+            return PREEMPTED
         said = failure.error_file_data.get("message", failure.message)
         text = said["message"] if isinstance(said, dict) else said
         _say(message(rank, failure.pid, failure.exitcode, text))

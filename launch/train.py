@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import math
 import socket
 from collections import Counter
 from dataclasses import asdict
@@ -9,21 +11,31 @@ from typing import Any
 
 from launch.bad_files import BadFileReport, check_resumed, found_bad
 from launch.build import Build, build
+from launch.checkup import Checkup
 from launch.config import Config, dump_config
 from launch.distributed import Ranks, check_world_here, cluster_here, process_group
-from launch.health import layer_statistics
-from launch.job import evaluate, restore, training_reader
+from launch.health import largest_weight, layer_statistics
+from launch.job import evaluate, training_reader
 from launch.judging import Judge
 from launch.learnt import with_schema_to_train
+from launch.output import print_result
 from launch.paths import checkpoints_of
 from launch.peak import peak_flops
 from launch.plan import planned_memory
-from launch.report import print_result
+from launch.restoring import choose_whole, record_damaged, restore
+from launch.retries import marking_mistakes
+from launch.rollback import Rollbacks
+from launch.run_lock import RunLock
 from launch.run_page import PAGE, RunPage
 from launch.saving import Saver
+from launch.settle import settle_buckets
+from launch.traces import StepTrace
+from launch.tracking import tracker_of
 from launch.versions import versions
+from launch.warm_start import record_warm_start, warm_start
 from pipeline.checkpoint import Checkpoints
 from pipeline.collective import together
+from pipeline.errors import Preempted
 from pipeline.journal import Journal
 from pipeline.loop import DivergedError, Loop, Pace, Position
 from pipeline.reader import BatchReader
@@ -36,8 +48,16 @@ def train(config: Config) -> None:
 
     check_world_here(config)
     kind = Training if config.data.stream is None else StreamTraining
-    with process_group(config) as ranks:
-        result = kind(with_schema_to_train(config), ranks).run()
+    with process_group(config) as ranks, RunLock(config) as lock, marking_mistakes(config):
+        config = with_schema_to_train(config)
+        rollbacks = Rollbacks(config, ranks)
+        result = None
+        while result is None:
+            try:
+                result = kind(config, ranks, rollbacks, lock).run()
+            except DivergedError as error:
+                rollbacks.follow(error)
+            gc.collect()  # the model that diverged, before there is another
         if ranks.is_first:
             print_result(result)
 
@@ -48,17 +68,21 @@ class Training:
     Args:
         config: the run.
         ranks: this process.
+        rollbacks: what is passed over, and what is looked at closely.
+        lock: on the run's directory.
     """
 
-    def __init__(self, config: Config, ranks: Ranks) -> None:
-        self.config, self.ranks = config, ranks
+    def __init__(self, config: Config, ranks: Ranks, rollbacks: Rollbacks, lock: RunLock) -> None:
+        self.config, self.ranks, self.lock = config, ranks, lock
         self.checkpoints: Checkpoints = checkpoints_of(config)
-        resumed = self.checkpoints.latest()
-        if resumed and config.run.resume == "never":
+        self.rollbacks = rollbacks
+        newest = self.checkpoints.latest()
+        if newest and config.run.resume == "never" and not rollbacks.news:
             raise ValueError(
-                f"{self.checkpoints.directory} holds {resumed} and run.resume is never; give another run.directory, "
+                f"{self.checkpoints.directory} holds {newest} and run.resume is never; give another run.directory, "
                 "remove this one, or set run.resume=auto"
             )
+        resumed, damaged = choose_whole(self.checkpoints, ranks, "latest")
         self.meta: dict[str, Any] = self.checkpoints.meta(resumed) if resumed else {}
         data = self.meta.get("data", {})
         position = Position(**self.meta.get("position", {}))
@@ -74,18 +98,26 @@ class Training:
             check_resumed(reader.dataset, data, position.row)
         self.total_steps = self.count_steps(pace, position, reader)
         self.built: Build = build(config, ranks, cluster_here(ranks, config.plan), self.total_steps or 1)
+        settle_buckets(self.built, config, ranks)
         if resumed:
             restore(self.built, ranks, self.checkpoints, resumed, config, to_resume=True)
-            self.built.optimizer.set_optimizer_step(position.step)  # FBGEMM's Adam counts steps outside its state
+        self.built.optimizer.set_optimizer_step(position.step)  # FBGEMM's Adam counts steps outside its state
+        warm = warm_start(config, self.built, ranks) if config.run.warm_start and not resumed else None
         self.told_mended: Counter[str] = Counter()
         self.peak = config.train.peak_tflops * 1e12 if config.train.peak_tflops else peak_flops(ranks.device)
         self.hosts = ", ".join(dict.fromkeys(together("cannot name the hosts", socket.gethostname)))
         self.journal = self._journal(resumed)
         self.page = RunPage(config.run.directory)
+        record_damaged(self.journal, position.step, damaged)
+        record_warm_start(self.journal, config.run.directory, warm)
         self.bad_files = BadFileReport(config.run.directory, self.journal)
-        self.judge = Judge(config, self.built, ranks, self.journal, self.bad_files, self.meta)
-        self.saver = Saver(config, self.built, ranks, self.checkpoints, self.journal)
-        self.pipeline = AgreedPipeline(self.built.model, self.built.optimizer, ranks.device, ranks.control)
+        self.checkup = Checkup(config, ranks, self.journal)
+        self.judge = Judge(config, self.built, ranks, self.journal, self.bad_files, self.checkup, self.meta)
+        self.saver = Saver(config, self.built, ranks, self.checkpoints, self.journal, self.checkup)
+        self.trace = StepTrace(config.train.profile, ranks.rank, config.run.directory, self.journal)
+        self.pipeline = AgreedPipeline(
+            self.built.model, self.built.optimizer, ranks.device, ranks.control, ranks.preemption.is_told_to_leave
+        )
         self.loop = Loop(
             pipeline=self.pipeline,
             reader=reader,
@@ -95,6 +127,12 @@ class Training:
             report=self.report,
             evaluate=self.evaluate,
             save=self.save,
+            save_early=self.save_early,
+            look=self.checkup.look,
+            weights_are_finite=lambda: math.isfinite(largest_weight(self.built.model)),
+            passes_over=rollbacks.starts,
+            careful_until=rollbacks.careful_until,
+            step_context=self.trace.step,
         )
         if ranks.roll_call:
             ranks.roll_call.steps_done = lambda: position.step
@@ -104,8 +142,12 @@ class Training:
         return training_reader(self.config, self.ranks, set_aside), self.config.train.epochs
 
     def count_steps(self, pace: Pace, position: Position, reader: BatchReader) -> int | None:
-        """Step number at which training ends if nothing stops it early; None: that is not known."""
-        return pace.total_steps(position, reader)
+        """Steps of the whole run, for the schedule: batches passed over count, then a restart changes nothing.
+
+        None: that is not known.
+        """
+        behind = sum(batch < (position.epoch, position.row) for batch in self.rollbacks.starts)
+        return pace.total_steps(position, reader, -behind)
 
     def train_rows(self) -> None:
         """Train from the position to the end. Collective."""
@@ -114,15 +156,17 @@ class Training:
     def _journal(self, resumed: str | None) -> Journal | None:
         if not self.ranks.is_first:
             return None
+        resume_step = self.meta.get("position", {}).get("step", 0)
         journal = Journal(
             self.config.run.directory,
             total_steps=self.total_steps,
-            resume_step=self.meta["position"]["step"] if resumed else 0,
+            resume_step=resume_step,
             seconds=self.config.train.log_seconds,
+            listener=tracker_of(self.config),
         )
         journal.event(
             "start",
-            self.meta.get("position", {}).get("step", 0),
+            resume_step,
             resumed_from=resumed,
             total_steps=self.total_steps,
             world_size=self.ranks.world_size,
@@ -138,19 +182,27 @@ class Training:
             },
             config=dump_config(self.config),
         )
+        if self.rollbacks.news:
+            journal.event("rollback", resume_step, **self.rollbacks.news)
         return journal
 
     def run(self) -> dict[str, Any]:
         """Train to the end, then read the test rows once with the best weights."""
         try:
-            self.bad_files.tell(self.loop.position.step, "train", found_bad(self.loop.reader))
-            self.show()
-            self.built.model.train()
-            self.train_rows()
-            return self.finish()
+            with self.ranks.preemption.listening():
+                self.bad_files.tell(self.loop.position.step, "train", found_bad(self.loop.reader))
+                self.show()
+                self.built.model.train()
+                if not self.judge.has_seen_enough:  # and then was killed or told to leave
+                    self.train_rows()
+                return self.finish()
+        except Preempted:
+            raise Preempted(self._farewell()) from None
         except DivergedError as error:
-            raise DivergedError(self._diagnosis(error)) from None
+            raise DivergedError(error.what, error.step, error.batch, self._diagnosis(error)) from None
         finally:
+            self.trace.close(self.loop.position.step)
+            self.saver.close()
             self.show(has_ended=True)
             if self.journal:
                 self.journal.close()
@@ -161,8 +213,21 @@ class Training:
             with self.journal.survive(PAGE):
                 self.page.refresh(has_ended=has_ended)
 
+    def _farewell(self) -> str:
+        """What to say when the job was told to leave and its last checkpoint is whole. Collective; in the log."""
+        self.saver.finish()
+        told = self.ranks.preemption.signal
+        everywhere = together("cannot say which signal came", lambda: told and told.name)
+        names = " and ".join(sorted({name for name in everywhere if name}))
+        step, checkpoint = self.loop.position.step, self.checkpoints.latest()
+        if self.journal:
+            self.journal.event("preempted", step, signal=names, checkpoint=checkpoint)
+        kept = f"{checkpoint} is saved" if checkpoint else "there is nothing to save yet"
+        return f"preempted by {names} at step {step}; {kept}; the same command goes on"
+
     def _diagnosis(self, error: DivergedError) -> str:
         """What went wrong, what the layers look like, what is safe and what to do. Collective; recorded in the log."""
+        self.saver.wait()
         checkpoint = self.checkpoints.latest()
         layers = layer_statistics(self.built.model)
         if self.journal:
@@ -177,12 +242,16 @@ class Training:
 
     def report(self, step: int, *, epoch: int, loss: float, examples_per_second: float, data_wait_share: float) -> None:
         """Tell the journal what the last steps did; rank 0 speaks for all."""
+        norm = self.built.optimizer.grad_norm
+        grad_norm = None if norm is None else float(norm)
+        if grad_norm is not None and not math.isfinite(grad_norm):
+            raise DivergedError(f"the gradient norm is {grad_norm} in one of the steps before {step + 1}", step)
+        self.checkup.report(step, loss, grad_norm)
         if self.journal is None:
             return
         # A training step's matrix products are three times the forward's.
         flops = 3 * self.built.flops_per_example * examples_per_second / self.ranks.world_size
         lr_sparse, lr_dense = self.built.optimizer.learning_rates
-        grad_norm = self.built.optimizer.grad_norm
         self.journal.step(
             step,
             epoch=epoch,
@@ -192,7 +261,7 @@ class Training:
             mfu=flops / self.peak,
             lr_sparse=lr_sparse,
             lr_dense=lr_dense,
-            **({} if grad_norm is None else {"grad_norm": float(grad_norm)}),
+            **({} if grad_norm is None else {"grad_norm": grad_norm}),
             **self.built.routing_state(),
         )
 
@@ -218,15 +287,23 @@ class Training:
 
     def save(self, position: Position) -> None:
         """Write a checkpoint."""
+        self.lock.check()
         self.saver.save(position, self.loop.reader.dataset, self.judge)
+
+    def save_early(self, position: Position) -> None:
+        """Write a checkpoint where none was due, which the undisturbed run could not choose as its best."""
+        self.judge.step = None
+        self.save(position)
 
     def finish(self) -> dict[str, Any]:
         """The run's result: its last evaluation, and the test metrics of its best checkpoint."""
         config = self.config
+        self.saver.finish()
         result: dict[str, Any] = {"steps": self.loop.position.step, **self.judge.metrics}
         details: dict[str, Any] = {}
-        best = self.checkpoints.best()
         if config.data.test is not None:
+            best, damaged = choose_whole(self.checkpoints, self.ranks, "best")
+            record_damaged(self.journal, self.loop.position.step, damaged)
             if best is not None:
                 self.pipeline.detach()
                 restore(self.built, self.ranks, self.checkpoints, best, config)
@@ -238,6 +315,7 @@ class Training:
                 "checkpoint": best,
                 **{f"test_{key}": value for key, value in evaluation.metrics.items()},
             }
+        result |= self.rollbacks.result()
         if self.journal:
             self.journal.event("finish", self.loop.position.step, **result, **details)
         return result

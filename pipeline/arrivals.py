@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.collective import on_rank_0
+from pipeline.collective import on_rank_0, together
 from pipeline.dataset import ParquetDataset
-from pipeline.errors import DataError, data_error
+from pipeline.errors import DataError, Preempted, data_error
 
 RECORD = "arrivals.jsonl"
 
@@ -41,6 +41,7 @@ class Arrivals:
         open_files: checks some of them against the schema.
         poll_seconds: between two looks.
         idle_seconds: how long to look in vain; None: for ever.
+        is_told_to_leave: asked while nothing comes; True on any rank ends the wait of all.
     """
 
     def __init__(
@@ -50,10 +51,12 @@ class Arrivals:
         open_files: Callable[[list[str]], ParquetDataset],
         poll_seconds: float,
         idle_seconds: float | None,
+        is_told_to_leave: Callable[[], bool] = lambda: False,
     ) -> None:
         self._path = Path(directory, RECORD)
         self._find, self._open_files = find, open_files
         self._poll_seconds, self._idle_seconds = poll_seconds, idle_seconds
+        self._is_told_to_leave = is_told_to_leave
         self._portions: list[Portion] | None = None
         self._known: set[str] = set()
         self._strings: list[str] | None = None
@@ -72,6 +75,7 @@ class Arrivals:
 
         Raises:
             ValueError: a file that does not agree with the schema, or with the types of the first portion.
+            Preempted: the job was told to leave.
         """
         portion = self.recorded(number)
         waited = 0.0
@@ -80,9 +84,17 @@ class Arrivals:
             if portion is None:
                 if self._idle_seconds is not None and waited >= self._idle_seconds:
                     return None
-                time.sleep(self._poll_seconds)
+                self._sleep()
                 waited += self._poll_seconds
         return portion
+
+    def _sleep(self) -> None:
+        """Until the next look, or until the job is told to leave. Collective."""
+        end = time.monotonic() + self._poll_seconds
+        while (left := end - time.monotonic()) > 0 and not self._is_told_to_leave():
+            time.sleep(min(left, 0.5))
+        if any(together("cannot ask whether to leave", self._is_told_to_leave)):
+            raise Preempted
 
     def _look(self, number: int) -> dict[str, Any] | None:
         """On rank 0: the files that are new, as a portion, recorded."""

@@ -14,29 +14,17 @@ plans to send them between ranks; here plans travel as JSON, so nothing is pickl
 
 from __future__ import annotations
 
-import contextlib
-import json
-import math
 import os
-import re
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
-import fsspec
-from torch import Tensor
-from torch.distributed.checkpoint import DefaultSavePlanner
-
-from pipeline.checkpoint_plan import ReshardingLoadPlanner, decode, encode
-from pipeline.collective import on_rank_0, rank, together, world_size
-from pipeline.safetensors_storage import DTYPE_NAMES, SafetensorsReader, SafetensorsWriter, checksum_of, write_file
-
-_MANIFEST = "manifest.json"
-_META = "meta.json"
-_FORMAT = 1
-
-# Directories that this process is writing: another save of it must not take them for leftovers.
-_in_progress: set[str] = set()
+from pipeline.checkpoint_files import META, CheckpointFiles, Damage, listed
+from pipeline.checkpoint_load import damage_of, load
+from pipeline.checkpoint_parts import SavedTensors
+from pipeline.checkpoint_save import IN_PROGRESS, SaveFailed, Saving
+from pipeline.collective import on_rank_0
+from pipeline.meeting import GroupMeeting
 
 
 class Checkpoints:
@@ -64,21 +52,66 @@ class Checkpoints:
             raise ValueError(f"checkpoints: keep is {keep}, expected at least 1")
         self.directory = os.fspath(directory)
         self._keep = keep
-        self._filesystem, self._root = fsspec.url_to_fs(self.directory)
+        self._files = CheckpointFiles(directory)
+        self._whole: str | None = None
+        self._kept: set[str] = set()  # when the last save of this process was done
 
     def names(self) -> list[str]:
-        """The checkpoints that exist, by step. Not collective."""
-        return list(self._manifests())
+        """The checkpoints that exist, damaged or not, by step. Not collective."""
+        return self._files.names()
 
     def latest(self) -> str | None:
         """The checkpoint of the highest step. Collective: every rank gets rank 0's answer."""
-        latest: str | None = on_rank_0(f"cannot list {self._root}", lambda: next(reversed(self.names()), None))
+        latest: str | None = on_rank_0(f"cannot list {self._files.root}", lambda: next(reversed(self.names()), None))
         return latest
 
     def best(self) -> str | None:
-        """The checkpoint of the highest metric, the first of equals. Collective, as `latest`."""
-        best: str | None = on_rank_0(f"cannot list {self._root}", self._best)
+        """The checkpoint of the highest metric, the first of equals. Collective, as `latest`.
+
+        Raises:
+            ValueError: a manifest is damaged, so that the metric of its checkpoint is not known.
+        """
+
+        best: str | None = on_rank_0(f"cannot say which checkpoint of {self._files.root} is the best", self._best)
         return best
+
+    def suggested(self) -> str | None:
+        """The best checkpoint, or else the latest. Not collective."""
+        return self._best() or next(reversed(self.names()), None)
+
+    def whole(self, which: Literal["latest", "best"]) -> tuple[str | None, dict[str, Damage]]:
+        """The latest or best checkpoint that is whole to the last byte, and what is wrong with those before it.
+
+        Where one is whole, those before it are set aside: renamed to `damaged-NAME`, they are no checkpoints any more.
+        Where none is, nothing is touched. Collective: every rank gets the same answer, and `load` takes it.
+
+        Raises:
+            ValueError: a file cannot be read, which may pass, or is of a format that is not known here.
+        """
+
+        def candidates() -> list[str]:
+            files = self._files
+            return files.names()[::-1] if which == "latest" else [*files.with_damaged_manifest(), *files.by_metric()]
+
+        def set_aside() -> dict[str, str]:
+            asides = {}
+            for name in damaged:
+                try:
+                    asides[name] = self._files.set_aside(name)
+                    self._kept.discard(name)
+                except OSError as error:  # the job can go on: it knows what to leave alone
+                    warnings.warn(f"cannot rename the damaged {self._files.path(name)}: {error}", stacklevel=2)
+            return asides
+
+        damaged: dict[str, Damage] = {}
+        for name in on_rank_0(f"cannot list {self._files.root}", candidates):
+            damage = damage_of(self._files, name)
+            if damage is None:
+                self._whole = name
+                asides = on_rank_0("cannot set damaged checkpoints aside", set_aside)
+                return name, {name: replace(damage, aside=asides.get(name)) for name, damage in damaged.items()}
+            damaged[name] = damage
+        return None, damaged
 
     def meta(self, name: str) -> dict[str, Any]:
         """The `meta` of a checkpoint. Not collective.
@@ -86,9 +119,10 @@ class Checkpoints:
         Raises:
             ValueError: there is no such checkpoint, or it is damaged.
         """
-        self._verify(name)
-        self._verify_contents(name, [_META])
-        return dict(self._read_json(name, _META))
+        damage = self._files.damage(name) or self._files.damage_of_contents(name, [META])
+        if damage:
+            raise self._files.error(name, damage)
+        return dict(self._files.read_json(name, META))
 
     def save(self, step: int, state: dict[str, Any], meta: dict[str, Any], *, metric: float | None = None) -> str:
         """Save a checkpoint, remove those not kept, return the new one's name. Collective: all ranks succeed or raise.
@@ -102,52 +136,24 @@ class Checkpoints:
 
         Raises:
             ValueError: a value of `state` is not a tensor, or `meta` is not JSON.
-            RuntimeError: a rank could not write. Nothing is left of the new checkpoint.
+            SaveFailed: a rank could not write. Nothing is left of the new checkpoint.
         """
-        name = f"step-{step:08d}"
-        path = self._path(name)
-        what = f"cannot save {path}"
-        writer = SafetensorsWriter(self._filesystem, path)
-        planner = DefaultSavePlanner()
+        saving = self.plan_save(step, state, meta, metric=metric)
+        outcome = saving.write(GroupMeeting())
+        failure = on_rank_0(
+            f"cannot save {saving.path}", lambda: str(outcome) if outcome and outcome.failures else None
+        )
+        if failure:
+            raise SaveFailed(failure)
+        for remark in outcome.remarks if outcome else []:
+            warnings.warn(remark, stacklevel=2)
+        return saving.name
 
-        def plan() -> list[Any]:
-            _check_tensors(state)
-            _check_json(meta)
-            planner.set_up_planner(state, is_coordinator=rank() == 0)
-            return encode(planner.create_local_plan())
-
-        def write() -> dict[str, Any]:
-            writer.set_up_storage_writer(is_coordinator=rank() == 0)
-            writer.write_data(final_plan, planner).wait()
-            return writer.files
-
-        def commit() -> None:
-            writer.finish(metadata, [])
-            files = {file: entry for part in [*parts, writer.files] for file, entry in part.items()}
-            files[_META] = self._write_json(name, _META, meta)
-            known = metric is not None and math.isfinite(metric)
-            manifest = {"format": _FORMAT, "step": step, "metric": metric if known else None, "files": files}
-            self._write_json(name, _MANIFEST, manifest)
-
-        plans = [decode(encoded) for encoded in together(what, plan)]
-        # Every rank works out the same global plan, so none has to be sent.
-        global_plans, metadata = planner.create_global_plan(plans)
-        final_plan = planner.finish_plan(writer.prepare_global_plan(global_plans)[rank()])
-        _in_progress.add(self._filesystem.unstrip_protocol(path))
-        try:
-            on_rank_0(what, lambda: self._remove(name))
-            parts = together(what, write)
-            on_rank_0(what, commit)
-        except Exception:
-            if rank() == 0:
-                with contextlib.suppress(OSError):
-                    self._remove(name)
-            raise
-        finally:
-            _in_progress.discard(self._filesystem.unstrip_protocol(path))
-        if rank() == 0:
-            self._prune(name)
-        return name
+    def plan_save(
+        self, step: int, state: dict[str, Any], meta: dict[str, Any], *, metric: float | None = None
+    ) -> Saving:
+        """The save that `save` writes at once, for who writes it later. Collective; arguments are those of `save`."""
+        return Saving(self._files, step, state, meta, metric, self._tidy)
 
     def load(self, name: str, state: dict[str, Any]) -> dict[str, Any]:
         """Load a checkpoint into the tensors of `state`, in place; return its meta. Collective.
@@ -159,142 +165,41 @@ class Checkpoints:
         Raises:
             ValueError: there is no such checkpoint, a file is not the one saved, or tensors do not fit.
         """
-        what = f"cannot load {self._path(name)}"
-        reader = SafetensorsReader(self._filesystem, self._path(name))
-        planner = ReshardingLoadPlanner()
+        seen_whole, self._whole = self._whole, None
+        if name != seen_whole:
+            self.verify(name)
+        return load(self._files, name, state)
 
-        def plan() -> list[str]:
-            """Plan this rank's reads; return the saved tensors that it does not take."""
-            _check_tensors(state)
-            metadata = reader.read_metadata()
-            reader.set_up_storage_reader(metadata, is_coordinator=rank() == 0)
-            planner.set_up_planner(state, metadata, is_coordinator=rank() == 0)
-            planner.create_local_plan()
-            below = tuple(f"{key}." for key in state)
-            return [
-                fqn for fqn in metadata.state_dict_metadata if fqn.startswith(below) and fqn not in planner.state_dict
-            ]
+    def verify(self, name: str) -> None:
+        """Compare every byte of a checkpoint with its manifest. Collective: all ranks agree.
 
-        def read() -> None:
-            if unused:
-                raise ValueError(
-                    f"nothing here takes {_listed(unused)} of the checkpoint: was a feature removed, or does the "
-                    "optimizer need init_state() before its state_dict()?"
-                )
-            reader.read_data(planner.finish_plan(planner.plan), planner).wait()
+        Raises:
+            ValueError: there is no such checkpoint, a file is not the one saved, or it cannot be read.
+        """
+        damage = damage_of(self._files, name)
+        if damage:
+            raise self._files.error(name, damage)
 
-        on_rank_0(what, lambda: self._verify(name))
-        # Every byte is read once more, but by one rank only.
-        files = sorted((self._manifest(name) or {"files": {}})["files"])
-        together(what, lambda: self._verify_contents(name, files[rank() :: world_size()]))
-        unused = set.intersection(*map(set, together(what, plan)))
-        together(what, read)
-        return dict(on_rank_0(what, lambda: self._read_json(name, _META)))
+    def tensors(self, name: str) -> SavedTensors:
+        """The tensors of a checkpoint, to read parts of them. Not collective."""
+        return SavedTensors(self._files, name)
 
     def _best(self) -> str | None:
-        metrics = {name: manifest["metric"] for name, manifest in self._manifests().items()}
-        return max(
-            (name for name in metrics if metrics[name] is not None), key=lambda name: metrics[name], default=None
-        )
+        for name, damage in self._files.with_damaged_manifest().items():
+            raise self._files.error(name, damage)
+        return next(iter(self._files.by_metric()), None)
 
-    def _prune(self, saved: str) -> None:
-        """Remove the checkpoints not kept and what killed saves left."""
-        kept = {saved, *self.names()[-self._keep :], self._best()}
-        for name in self._directories():
-            if name not in kept and self._filesystem.unstrip_protocol(self._path(name)) not in _in_progress:
+    def _tidy(self, saved: str) -> list[str]:
+        """Remove the checkpoints not kept and what killed saves left; return what the user should know."""
+        remarks = []
+        gone = sorted(self._kept - set(self.names()))
+        if gone:
+            remarks.append(f"{self._files.root}: {listed(gone)} went while the job runs, and not by it")
+        for name in self._files.surplus(self._keep, saved):
+            if self._files.url(name) not in IN_PROGRESS:
                 try:
-                    self._remove(name)
-                except OSError as error:  # the new checkpoint is whole; the old one is tried again at the next save
-                    warnings.warn(f"cannot remove the checkpoint {self._path(name)}: {error}", stacklevel=3)
-
-    def _directories(self) -> list[str]:
-        self._filesystem.invalidate_cache()  # object stores remember listings
-        try:
-            entries = self._filesystem.ls(self._root, detail=False)
-        except FileNotFoundError:
-            return []
-        names = [os.path.basename(entry.rstrip("/")) for entry in entries]
-        return sorted((name for name in names if re.fullmatch(r"step-\d{8,}", name)), key=lambda name: int(name[5:]))
-
-    def _remove(self, name: str) -> None:
-        self._filesystem.invalidate_cache()
-        # The manifest goes first: a removal that is cut short leaves no checkpoint with files missing.
-        for path in (self._path(name, _MANIFEST), self._path(name)):
-            if self._filesystem.exists(path):
-                self._filesystem.rm(path, recursive=True)
-
-    def _verify(self, name: str) -> None:
-        manifest = self._manifest(name)
-        if manifest is None:
-            raise ValueError(f"{self._root} has no checkpoint {name!r}; it has {_listed(self.names())}")
-        if manifest["format"] != _FORMAT:
-            raise ValueError(f"{name} is of format {manifest['format']}, expected {_FORMAT}: update rankmixer")
-        entries = self._filesystem.ls(self._path(name), detail=True)
-        sizes = {os.path.basename(entry["name"]): entry["size"] for entry in entries}
-        for file, entry in manifest["files"].items():
-            if sizes.get(file) != entry["size"]:
-                found = f"{sizes[file]} bytes" if file in sizes else "no such file"
-                raise self._damaged(name, file, found, f"{entry['size']} bytes")
-
-    def _verify_contents(self, name: str, files: list[str]) -> None:
-        """Compare the bytes of some files with the checksums of the manifest."""
-        manifest = self._manifest(name)
-        assert manifest is not None, "verified before"
-        for file in files:
-            found, expected = checksum_of(self._filesystem, self._path(name, file)), manifest["files"][file]["xxh3_128"]
-            if found != expected:
-                raise self._damaged(name, file, f"checksum {found}", expected)
-
-    def _damaged(self, name: str, file: str, found: str, expected: str) -> ValueError:
-        others = [other for other in self.names() if other != name]
-        return ValueError(
-            f"{self._path(name, file)}: found {found}, its manifest says {expected}; the checkpoint is damaged, "
-            f"remove {self._path(name)} and load another one ({_listed(others)})"
-        )
-
-    def _manifests(self) -> dict[str, dict[str, Any]]:
-        found = {name: self._manifest(name) for name in self._directories()}
-        return {name: manifest for name, manifest in found.items() if manifest is not None}
-
-    def _manifest(self, name: str) -> dict[str, Any] | None:
-        """The manifest of a checkpoint; None without one, or when its writing was cut short."""
-        try:
-            manifest = self._read_json(name, _MANIFEST)
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            return None
-        return manifest if isinstance(manifest, dict) and "files" in manifest else None
-
-    def _path(self, *parts: str) -> str:
-        return "/".join((self._root, *parts))
-
-    def _read_json(self, name: str, file: str) -> Any:
-        return json.loads(self._filesystem.cat_file(self._path(name, file)))
-
-    def _write_json(self, name: str, file: str, value: Any) -> dict[str, Any]:
-        return write_file(self._filesystem, self._path(name, file), [json.dumps(value, indent=1).encode()])
-
-
-def _check_tensors(state: Mapping[str, Any], path: str = "") -> None:
-    for key, value in state.items():
-        if isinstance(value, Mapping):
-            _check_tensors(value, f"{path}{key}.")
-        elif not isinstance(value, Tensor):
-            raise ValueError(
-                f"{path}{key} is of type {type(value).__name__}; the state of a checkpoint is nested dicts of tensors: "
-                "make it a tensor, or put it into meta, which is stored as JSON"
-            )
-        elif value.dtype not in DTYPE_NAMES:
-            raise ValueError(f"{path}{key} is of {value.dtype}, expected one of {', '.join(map(str, DTYPE_NAMES))}")
-
-
-def _check_json(meta: dict[str, Any]) -> None:
-    try:
-        json.dumps(meta)
-    except TypeError as error:
-        raise ValueError(f"meta must be JSON: {error}; tensors belong into state") from error
-
-
-def _listed(names: Any, limit: int = 5) -> str:
-    names = sorted(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more if names else "none"
+                    self._files.remove(name)
+                except Exception as error:  # the new one is whole; the old one is tried again at the next save
+                    remarks.append(f"cannot remove the checkpoint {self._files.path(name)}: {error}")
+        self._kept = set(self.names())
+        return remarks

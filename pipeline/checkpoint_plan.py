@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -137,3 +138,17 @@ class ReshardingLoadPlanner(DefaultLoadPlanner):
                         here = MetadataIndex(fqn, state_chunk.offsets)
                         reads[replace(item, dest_index=here)] = overlap / width
         return reads
+
+
+def check_tensors(state: Mapping[str, Any], path: str = "") -> None:
+    """Refuse a state that is not nested dicts of tensors of the dtypes that files hold."""
+    for key, value in state.items():
+        if isinstance(value, Mapping):
+            check_tensors(value, f"{path}{key}.")
+        elif not isinstance(value, Tensor):
+            raise ValueError(
+                f"{path}{key} is of type {type(value).__name__}; the state of a checkpoint is nested dicts of tensors: "
+                "make it a tensor, or put it into meta, which is stored as JSON"
+            )
+        elif value.dtype not in DTYPE_NAMES:
+            raise ValueError(f"{path}{key} is of {value.dtype}, expected one of {', '.join(map(str, DTYPE_NAMES))}")

@@ -13,6 +13,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from pipeline.errors import SystemFailure
+
+
+class ElsewhereError(ValueError):
+    """A ValueError of another rank, which raises it too."""
+
 
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
@@ -28,7 +34,7 @@ def together(what: str, step: Callable[[], Any]) -> list[Any]:
     Raises:
         ValueError: `step` raised one on some rank. Every rank raises it, with `what` in front and, unless all ranks
             failed, which did.
-        RuntimeError: the same for any other exception.
+        RuntimeError: the same for any other exception; a SystemFailure for an OSError.
 
     >>> together("cannot count", lambda: 1 + 1)
     [2]
@@ -43,12 +49,17 @@ def together(what: str, step: Callable[[], Any]) -> list[Any]:
         failure = error
         is_value_error = isinstance(error, ValueError)
         mine = {"error": str(error) if is_value_error else f"{type(error).__name__}: {error}", "value": is_value_error}
-    outcomes = _all_gather(mine)
+        if isinstance(error, OSError) and not is_value_error:
+            mine["errno"] = error.errno
+    outcomes = all_gather(mine)
     failed = [index for index, outcome in enumerate(outcomes) if "error" in outcome]
     if failed:
         first = outcomes[failed[0]]
         where = "" if len(failed) == len(outcomes) else f" (rank {', '.join(map(str, failed))})"
-        raise (ValueError if first["value"] else RuntimeError)(f"{what}{where}: {first['error']}") from failure
+        message = f"{what}{where}: {first['error']}"
+        if "errno" in first:
+            raise SystemFailure(message, first["errno"]) from failure
+        raise (RuntimeError if not first["value"] else ValueError if failure else ElsewhereError)(message) from failure
     return [outcome["result"] for outcome in outcomes]
 
 
@@ -57,7 +68,8 @@ def on_rank_0(what: str, step: Callable[[], Any]) -> Any:
     return together(what, lambda: step() if rank() == 0 else None)[0]
 
 
-def _all_gather(value: Any) -> list[Any]:
+def all_gather(value: Any) -> list[Any]:
+    """The values (JSON) of all ranks, rank 0's first, on every rank. Collective."""
     if not dist.is_initialized():
         return [value]
     data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)

@@ -15,6 +15,7 @@ from pipeline.errors import DataError, data_error
 from pipeline.features import Cross, Id, IdList, Number, Time
 from pipeline.files import OnBadFile, ParquetFile, ParquetFiles
 from pipeline.ids import IdEncoder
+from pipeline.rows import LOCATION
 from pipeline.schema import Schema
 from pipeline.watch import READ_SECONDS
 
@@ -27,6 +28,7 @@ class ParquetDataset:
         schema: the features, and the labels.
         keys: further columns to hand on as they are, such as a user id for grouped metrics.
         labels: False to predict: neither labels nor example weights are read.
+        located: hand on where each row lies (pipeline.rows.LOCATION) instead of keys.
         on_bad_file: `skip` sets files aside that cannot be opened or do not agree with the schema, into `files.bad`,
             and lets row groups that cannot be decoded later count for nothing.
         set_aside: files that are not even looked at, and why; of paths that are opened here.
@@ -45,6 +47,7 @@ class ParquetDataset:
         *,
         keys: Sequence[str] = (),
         labels: bool = True,
+        located: bool = False,
         on_bad_file: OnBadFile = "fail",
         set_aside: Mapping[str, str] | None = None,
         read_seconds: float = READ_SECONDS,
@@ -60,6 +63,7 @@ class ParquetDataset:
             )
         self.schema = schema
         self.labels = labels
+        self.located = located
         self.skips = on_bad_file == "skip"
         uses = list(_uses(schema, labels))
         self.uses = Counter([use.column for use in uses] + list(keys))
@@ -67,7 +71,7 @@ class ParquetDataset:
         self.files = _agreeing(files, uses, schema.columns(labels=False), keys, self.skips)
         if not self.files.num_rows:
             raise ValueError(_no_rows(self.files))
-        self.keys_schema = pa.schema([self.files.schema.field(name) for name in keys])
+        self.keys_schema = LOCATION if located else pa.schema([self.files.schema.field(name) for name in keys])
         self.encoders = {
             name: self._encoder(name, feature)
             for name, feature in schema.features.items()

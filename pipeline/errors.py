@@ -1,4 +1,4 @@
-"""The error for data that is wrong: where it is, what was found, what was expected and what to do."""
+"""The error for data that is wrong: where it is, what was found, what was expected and what to do; and for leaving."""
 
 from __future__ import annotations
 
@@ -7,11 +7,31 @@ class DataError(ValueError):
     """Input data that cannot be used as it is; the message says where, what and what to do."""
 
 
+class PassingError(ValueError):
+    """What stands in the way now and may be gone when the same job is tried again."""
+
+
+class StalledError(DataError, PassingError):
+    """A file system that does not answer."""
+
+
+class Preempted(Exception):
+    """The job was told to leave; every rank raises this after the same step, with no batch left in the pipeline."""
+
+
 class DamagedError(DataError):
     """Bytes that are there and make no row group; `file` and `row_group` say which."""
 
     file: str
     row_group: int
+
+
+class SystemFailure(RuntimeError):
+    """A step of all ranks that failed on one with an OSError; `errno` is that error's."""
+
+    def __init__(self, message: str, errno: int | None) -> None:
+        super().__init__(message)
+        self.errno = errno
 
 
 def data_error(

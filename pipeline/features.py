@@ -134,13 +134,16 @@ class Ids(FeatureBase):
         return self.buckets or (MANAGED_HASHES if self.managed is not None else None)
 
     @property
+    def reserves(self) -> bool:
+        """Whether unknown ids, or those out of range, have a row of their own."""
+        return self.hashes is None and self.bad_policy == "reserve"
+
+    @property
     def rows(self) -> int:
         """Rows of the table, the reserved one included (it is the last)."""
         if self.managed is not None:
             return managed_rows(self.managed)
-        return (self.buckets or self.range or len(self._words)) + (
-            self.buckets is None and self.bad_policy == "reserve"
-        )
+        return (self.buckets or self.range or len(self._words)) + self.reserves
 
 
 class Id(Ids):
@@ -153,7 +156,7 @@ class IdList(Ids):
     """A list of ids a row, pooled into one embedding."""
 
     kind: Literal["id_list"]
-    pooling: Literal["sum", "mean"] = "sum"
+    pooling: Literal["sum", "mean"] = Field("sum", description="How the embeddings of a list become one.")
     separator: str | None = Field(None, min_length=1, description="Split a string column at this text.")
     weights: str | None = Field(None, description="List column with one weight for each id.")
     truncate: int | None = Field(None, ge=1, description="Keep at most so many ids of a list, and their weights.")
@@ -183,8 +186,8 @@ class Number(FeatureBase):
     kind: Literal["number"]
     boundaries: tuple[Finite, ...] | None = Field(None, min_length=1, description="Bucket i: values >= boundary i - 1.")
     quantiles: Quantiles = None
-    dim: Dim | None = None
-    transform: Literal["none", "log1p"] = "none"
+    dim: Dim | None = Field(None, description="With boundaries or quantiles: embedding width; a multiple of 4.")
+    transform: Literal["none", "log1p"] = Field("none", description="Of a dense input: as it is, or log(1 + x).")
     standardise: Literal["learn"] | tuple[Finite, Finite] | None = Field(
         None, description="Applied after transform: [mean, std], or learn for those of data.train."
     )

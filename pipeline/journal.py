@@ -6,12 +6,13 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import psutil
 import torch
@@ -23,6 +24,16 @@ if TYPE_CHECKING:
 
 LOG = "log.jsonl"
 TENSORBOARD = "tensorboard"
+
+
+class Listener(Protocol):
+    """Hears what the journal records, steps apart. It must not raise or wait."""
+
+    def event(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """What happened after `step` steps; values as JSON has them."""
+
+    def close(self) -> None:
+        """The run has ended."""
 
 
 class Journal:
@@ -38,7 +49,8 @@ class Journal:
     `seconds`.
 
     A run resumed at `resume_step` appends, after dropping what an earlier attempt said of later steps; TensorBoard
-    hides those too. A disk that fails under a running job costs a warning, once, and not the job.
+    hides those too. A disk that fails under a running job costs a warning, once, and not the job; a log that was
+    removed is begun again. Threads may record.
 
     Raises:
         OSError: the directory cannot be made or written at the start.
@@ -60,40 +72,50 @@ class Journal:
         resume_step: int = 0,
         seconds: float = 10.0,
         quiet: bool = False,
+        listener: Listener | None = None,
     ) -> None:
         self.directory = directory
+        self._listener = listener
         self.resume_step = resume_step
         self._log = None if directory is None else _open_log(Path(directory), resume_step)
         self._progress = None if quiet else ProgressLine(total_steps, seconds)
         self._torn = False
+        self._lock = threading.RLock()
         self._board: SummaryWriter | None = None
         self._failures: set[str] = set()
 
     def step(self, step: int, **values: Any) -> None:
         """Record that `step` training steps are done: kind "train"."""
         values |= memory_here()
-        self._record("train", step, values)
-        if self._progress is not None:
-            self._progress.step(step, values)
+        with self._lock:
+            self._record("train", step, values)
+            if self._progress is not None:
+                self._progress.step(step, values)
 
     def event(self, kind: str, step: int, **values: Any) -> None:
         """Record what happened after `step` steps: an evaluation, a checkpoint, a note. Always shown."""
-        self._record(kind, step, values)
-        if self._progress is not None:
-            shown = [_named(name, value) for name, value in values.items() if not isinstance(value, dict | list)]
-            self._progress.say("  ".join([f"{kind} at step {step:,}", *shown]))
+        with self._lock:
+            self._record(kind, step, values)
+            if self._listener is not None:
+                self._listener.event(kind, step, {name: _plain(value) for name, value in values.items()})
+            if self._progress is not None:
+                shown = [_named(name, value) for name, value in values.items() if not isinstance(value, dict | list)]
+                self._progress.say("  ".join([f"{kind} at step {step:,}", *shown]))
 
     def close(self) -> None:
         """Finish the progress line and close the files. Closing twice is fine."""
-        if self._progress is not None:
-            self._progress.close()
-        with self.survive(TENSORBOARD):
-            if self._board is not None:
-                self._board.close()
-        with self.survive(LOG):
-            if self._log is not None:
-                self._log.close()
-        self._progress = self._board = self._log = None
+        with self._lock:
+            if self._progress is not None:
+                self._progress.close()
+            with self.survive(TENSORBOARD):
+                if self._board is not None:
+                    self._board.close()
+            with self.survive(LOG):
+                if self._log is not None:
+                    self._log.close()
+            if self._listener is not None:
+                self._listener.close()
+            self._progress = self._board = self._log = self._listener = None
 
     def __enter__(self) -> Journal:
         return self
@@ -107,12 +129,22 @@ class Journal:
         values = {name: _plain(value) for name, value in values.items()}
         line = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
         with self.survive(LOG):
+            self._reopen()
             # A write that fails may leave half a line. The next one then starts with a new line.
             content = b"\n" * self._torn + json.dumps(line, allow_nan=False).encode() + b"\n"
             self._torn = True
             self._torn = self._log.write(content) < len(content)
         with self.survive(TENSORBOARD):
             self._add_to_board(kind, step, values)
+
+    def _reopen(self) -> None:
+        """Begin a log again that was removed, which a file that stays open does not tell; and TensorBoard's with it."""
+        assert self.directory is not None
+        if self._log is not None and not os.fstat(self._log.fileno()).st_nlink:
+            self._log.close()
+            self._log = _open_log(Path(self.directory), None)
+            self._torn, self._board = False, None
+            print(f"warning: {Path(self.directory, LOG)} was removed; it begins again here", file=sys.stderr)
 
     def _add_to_board(self, kind: str, step: int, values: dict[str, Any]) -> None:
         if self.directory is None or TENSORBOARD in self._failures:
@@ -159,11 +191,11 @@ def _parsed(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
                 yield json.loads(content), content.rstrip(b"\n") + b"\n"
 
 
-def _open_log(directory: Path, resume_step: int) -> BinaryIO:
+def _open_log(directory: Path, resume_step: int | None) -> BinaryIO:
     """Open the log to append, without the lines after `resume_step`. Unbuffered: a write is a system call."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / LOG
-    if path.exists():
+    if path.exists() and resume_step is not None:
         kept = directory / f".{LOG}.tmp"
         with kept.open("wb") as file:
             file.writelines(content for line, content in _parsed(path) if line["step"] <= resume_step)

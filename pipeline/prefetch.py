@@ -22,6 +22,11 @@ def left_behind() -> bool:
     return any(thread.is_alive() for thread in _LEFT)
 
 
+def leave_behind(*threads: threading.Thread) -> None:
+    """Say that these threads wait for what may never come, so that the process ends without them."""
+    _LEFT.extend(thread for thread in threads if thread.is_alive())
+
+
 def prefetch(
     calls: Iterable[Callable[[], T]], threads: int, ahead: int, overdue: Overdue = lambda: None
 ) -> Generator[T, None, None]:
@@ -82,7 +87,7 @@ class _Pool:
         for thread in self._threads:
             while thread.is_alive() and not self._overdue():
                 thread.join(SECONDS_BETWEEN_LOOKS)
-        _LEFT.extend(thread for thread in self._threads if thread.is_alive())
+        leave_behind(*self._threads)
         atexit.unregister(self.close)
 
     def _work(self) -> None:

@@ -64,7 +64,8 @@ class ProgressLine:
                     self._show()
                 print(message, file=sys.stderr, flush=True)
             else:
-                self._live.console.print(Text(message), soft_wrap=True)
+                style = "yellow" if message.startswith("warning") else ""
+                self._live.console.print(Text(message, style), soft_wrap=True)
 
     def close(self) -> None:
         """Leave the last step on the screen."""

@@ -14,6 +14,8 @@ from pipeline.decode import Read
 from pipeline.errors import DataError, damaged, data_error
 from pipeline.numeric import to_numpy
 
+LOCATION = pa.schema({"file": pa.string(), "row_group": pa.int32(), "row": pa.int64()})
+
 
 class Place(NamedTuple):
     """Where consecutive rows come from; `first_row` counts from the beginning of the file."""
@@ -116,6 +118,16 @@ class RawRows:
                 return chunk[row].as_py()
             row -= len(chunk)
         raise AssertionError("row beyond the columns")
+
+    def located(self) -> list[pa.Array]:
+        """Where each of the wanted rows lies, as the columns of LOCATION."""
+        places = np.repeat(np.arange(len(self._places)), [place.num_rows for place in self._places])
+        rows = np.concatenate([place.first_row + np.arange(place.num_rows) for place in self._places])
+        if self.rows is not None:
+            places, rows = places[self.rows], rows[self.rows]
+        files = pa.array([place.file for place in self._places]).take(pa.array(places))
+        groups = np.array([place.row_group for place in self._places], np.int32)
+        return [files, pa.array(groups[places]), pa.array(rows)]
 
     def error(self, row: int, column: str, found: str, expected: str, do: str) -> DataError:
         row = row if self.rows is None else int(self.rows[row])

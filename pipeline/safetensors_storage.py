@@ -59,6 +59,7 @@ DTYPES = {
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 TENSORS_FILE = "tensors.json"
 _BLOCK = 16 * 2**20  # bytes moved at a time: bounds the memory that saving and loading take
+_CACHED_BLOCK = 2**20  # bytes read to be checked: they are still in the processor's cache when they are
 
 
 class SafetensorsWriter(StorageWriter):
@@ -94,7 +95,7 @@ class SafetensorsWriter(StorageWriter):
             file: str = plan.storage_data
             self.files[file] = write_file(self._filesystem, f"{self._directory}/{file}", _payload(plan.items, planner))
         done: Future[list[WriteResult]] = Future()
-        done.set_result([WriteResult(item.index, _num_bytes(item), plan.storage_data) for item in plan.items])
+        done.set_result([WriteResult(item.index, num_bytes(item), plan.storage_data) for item in plan.items])
         return done
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
@@ -242,9 +243,10 @@ def write_file(filesystem: AbstractFileSystem, path: str, pieces: Iterable[bytes
 def checksum_of(filesystem: AbstractFileSystem, path: str) -> str:
     """The checksum that `write_file` returned for this file, if it has not changed since."""
     checksum = xxhash.xxh3_128()
+    memory = memoryview(bytearray(_CACHED_BLOCK))
     with filesystem.open(path, "rb") as file:
-        while piece := file.read(_BLOCK):
-            checksum.update(piece)
+        while count := file.readinto(memory):
+            checksum.update(memory[:count])
     return checksum.hexdigest()
 
 
@@ -256,7 +258,7 @@ def _payload(items: list[WriteItem], planner: SavePlanner) -> Iterator[bytes | m
     end = 0
     for item in items:
         data = _data(item)
-        begin, end = end, end + _num_bytes(item)
+        begin, end = end, end + num_bytes(item)
         key = _key(item.index.fqn, data.chunk, data.size)
         header[key] = {
             "dtype": DTYPE_NAMES[data.properties.dtype],
@@ -271,7 +273,7 @@ def _payload(items: list[WriteItem], planner: SavePlanner) -> Iterator[bytes | m
         assert isinstance(tensor, Tensor)
         # A copy from an accelerator lives for one shard only.
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-        assert len(raw) == _num_bytes(item), item.index
+        assert len(raw) == num_bytes(item), item.index
         for begin in range(0, len(raw), _BLOCK):
             yield raw[begin : begin + _BLOCK]
 
@@ -295,5 +297,6 @@ def _data(item: WriteItem) -> TensorWriteData:
     return item.tensor_data
 
 
-def _num_bytes(item: WriteItem) -> int:
+def num_bytes(item: WriteItem) -> int:
+    """What a tensor, or the part of it that `item` stands for, takes in a file."""
     return math.prod(_data(item).chunk.sizes) * _data(item).properties.dtype.itemsize

@@ -65,8 +65,8 @@ class Schema(Strict):
     Table(name='genres', rows=64, dim=8, pooling='sum', features=['genres'], managed=False)
     """
 
-    features: dict[str, Feature] = Field(min_length=1)
-    labels: dict[str, Label] = Field(min_length=1)
+    features: dict[str, Feature] = Field(min_length=1, description="One line a feature, by its name.")
+    labels: dict[str, Label] = Field(min_length=1, description="One line a task, by its name.")
     weight: str | None = Field(None, description="Column of example weights.")
 
     @classmethod

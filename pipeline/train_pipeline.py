@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from pipeline.batch import Batch
+from pipeline.errors import Preempted
 
 
 class PeerFailed(RuntimeError):
@@ -22,8 +23,9 @@ class AgreedPipeline(TrainPipelineSparseDist[Batch, Any]):
     """TrainPipelineSparseDist in which all ranks take a batch, or none does; in evaluation mode it evaluates.
 
     Before each step one small all-reduce on `control` carries: how many ranks have a batch, how many failed to read
-    one, and the sum of the global batch's weights, which becomes the batch's `loss_scale` = W / sum. So a rank without
-    data ends the epoch for all, an unreadable row ends the job on every rank within the step, and the loss is the
+    one, how many were told to leave, and the sum of the global batch's weights, which becomes the batch's
+    `loss_scale` = W / sum. So a rank without data ends the epoch for all, an unreadable row ends the job on every rank
+    within the step, a signal to one rank lets the pipeline of all run dry after the same step, and the loss is the
     weighted mean over the global batch. The collective is on the CPU: on CUDA it stalls no stream.
 
     Args:
@@ -31,16 +33,37 @@ class AgreedPipeline(TrainPipelineSparseDist[Batch, Any]):
         optimizer: stepped in training mode.
         device: of this rank.
         control: gloo group over all ranks.
+        is_told_to_leave: asked before each step; True on any rank ends the steps of all.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, control: dist.ProcessGroup
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+        control: dist.ProcessGroup,
+        is_told_to_leave: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(model, optimizer, device, execute_all_batches=True)
-        self.control = control
+        self.control, self.is_told_to_leave = control, is_told_to_leave
         self.wait_seconds = 0.0
+        self._leaves = False
 
     _dataloader_exhausted: bool
+
+    def progress(self, dataloader_iter: Iterator[Batch]) -> Any:
+        """Take one step.
+
+        Raises:
+            StopIteration: there is no batch left.
+            Preempted: nor will there be one; what had been read ahead and not begun is not trained.
+        """
+        try:
+            return super().progress(dataloader_iter)
+        except StopIteration:
+            if self._leaves:
+                raise Preempted from None
+            raise
 
     def _next_batch(self, dataloader_iter: Iterator[Batch]) -> Batch | None:
         if dataloader_iter is self._dataloader_iter and self._dataloader_exhausted:
@@ -54,16 +77,22 @@ class AgreedPipeline(TrainPipelineSparseDist[Batch, Any]):
             failure = error
         self.wait_seconds += time.perf_counter() - started
         status = torch.tensor(
-            [batch is not None, failure is not None, batch.weight_sum if batch is not None else 0.0],
+            [
+                batch is not None,
+                failure is not None,
+                self.is_told_to_leave(),
+                batch.weight_sum if batch is not None else 0.0,
+            ],
             dtype=torch.float64,
         )
         dist.all_reduce(status, group=self.control)
-        have_batch, have_failed, weight_sum = status.tolist()
+        have_batch, have_failed, are_told_to_leave, weight_sum = status.tolist()
         if failure is not None:
             raise failure
         if have_failed:
             raise PeerFailed(f"{int(have_failed)} of {self.control.size()} ranks could not read their batch")
-        if batch is None or have_batch < self.control.size():
+        self._leaves = are_told_to_leave > 0
+        if self._leaves or batch is None or have_batch < self.control.size():
             self._dataloader_exhausted = True
             return None
         # A global batch of padding alone has weight 0, and loss 0.

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pipeline.errors import DataError, data_error
+from pipeline.errors import DataError, StalledError, data_error
 
 READ_SECONDS = 300.0
 
@@ -53,11 +53,12 @@ class Watch:
             reads = list(self._reads.values())
         for path, row_group, since in reads:
             if now - since >= self._seconds:
-                return data_error(
+                stalled = data_error(
                     path,
                     row_group=row_group,
                     found=f"a file system that has not answered for {self._seconds:g} s",
                     expected="its bytes",
                     do="See to the file system or raise `data.timeout_seconds`, then start again.",
                 )
+                return StalledError(str(stalled))
         return None

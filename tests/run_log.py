@@ -61,7 +61,7 @@ def a_run(tasks: list[str], name: str = "user") -> list[dict[str, Any]]:
             values: dict[str, Any] = {
                 key: value for prefix in prefixes for key, value in metrics(prefix, 1 - step / 200).items()
             }
-            bins = [{"prediction": 0.1, "observed": 0.2, "weight": 9.0, "rows": 9}] * 3
+            bins: list[dict[str, Any]] = [{"prediction": 0.1, "observed": 0.2, "weight": 9.0, "rows": 9}] * 3
             bins.append({"prediction": None, "observed": 0.5, "weight": 2.0, "rows": 2})
             slices: dict[str, Any] = {
                 name: {"values": [{"value": name, "rows": 7, **values}, {"value": None, "rows": 3, **values}]}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -138,28 +137,19 @@ def test_a_save_cut_short_is_no_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(SafetensorsWriter, moment, half)
         expected = RuntimeError if isinstance(error, OSError) else KeyboardInterrupt
-        with pytest.raises(expected, match=r"cannot save .*step-00000002: OSError.*No space|^$"):
+        with pytest.raises(
+            expected,
+            match=r"cannot save .*step-00000002: No space left on device \(rank 0, which has 147 bytes to write|^$",
+        ):
             checkpoints.save(2, state(2.0), {})
-    left = "step-00000002" in checkpoints._directories()
+    left = "step-00000002" in checkpoints._files.directories()
     assert left == isinstance(error, KeyboardInterrupt)  # an error is cleaned up after, a kill is not
     assert checkpoints.names() == ["step-00000001"]
     assert checkpoints.latest() == "step-00000001"
     with pytest.raises(ValueError, match="has no checkpoint 'step-00000002'; it has step-00000001"):
         checkpoints.load("step-00000002", state())
     checkpoints.save(3, state(3.0), {})
-    assert checkpoints._directories() == ["step-00000001", "step-00000003"]
-
-
-def test_a_manifest_cut_short_is_no_manifest(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, state(1.0), {})
-    checkpoints.save(2, state(2.0), {})
-    manifest = tmp_path / "step-00000002" / "manifest.json"
-    manifest.write_bytes(manifest.read_bytes()[:-5])
-    (tmp_path / "notes").mkdir()
-    assert checkpoints.latest() == "step-00000001"
-    checkpoints.save(3, state(3.0), {})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "step-00000001", "step-00000003"]
+    assert checkpoints._files.directories() == ["step-00000001", "step-00000003"]
 
 
 def test_a_save_under_way_is_not_taken_for_a_leftover(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,48 +180,10 @@ def test_what_cannot_be_removed_is_warned_of(tmp_path: Path, monkeypatch: pytest
     def refuse(path: str, recursive: bool) -> None:
         raise OSError("read-only")
 
-    monkeypatch.setattr(checkpoints._filesystem, "rm", refuse)
+    monkeypatch.setattr(checkpoints._files.filesystem, "rm", refuse)
     with pytest.warns(UserWarning, match=r"cannot remove the checkpoint .*step-00000001: read-only"):
         checkpoints.save(2, state(2.0), {})
     assert checkpoints.latest() == "step-00000002"
-
-
-def truncate(path: Path) -> str:
-    path.write_bytes(path.read_bytes()[:-8])
-    return r"rank-00000.safetensors: found \d+ bytes, its manifest says \d+ bytes; .* remove .*step-00000002 and load"
-
-
-def remove(path: Path) -> str:
-    path.unlink()
-    return r"rank-00000.safetensors: found no such file, its manifest says \d+ bytes; .*\(step-00000001\)"
-
-
-def change(path: Path) -> str:
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    return r"rank-00000.safetensors: found checksum [0-9a-f]{32}, its manifest says [0-9a-f]{32}; the checkpoint is dam"
-
-
-@pytest.mark.parametrize("damage", [truncate, remove, change])
-def test_damage_is_found(tmp_path: Path, damage: Callable[[Path], str]) -> None:
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, state(1.0), {})
-    checkpoints.save(2, state(2.0), {})
-    message = damage(tmp_path / "step-00000002" / "rank-00000.safetensors")
-    with pytest.raises(ValueError, match=rf"(?s)cannot load .*step-00000002: .*{message}"):
-        checkpoints.load("step-00000002", state())
-
-
-def test_another_format_is_refused_and_kept(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, state(1.0), {})
-    manifest = tmp_path / "step-00000001" / "manifest.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 2}))
-    with pytest.raises(ValueError, match="step-00000001 is of format 2, expected 1: update rankmixer"):
-        checkpoints.load("step-00000001", state())
-    checkpoints.save(2, state(2.0), {})
-    assert checkpoints.names() == ["step-00000001", "step-00000002"]
 
 
 def replaced(path: str, value: Any) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
 from launch import cli
 from launch.cli import main
@@ -130,18 +129,18 @@ def test_from_a_csv_to_a_trained_model(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "clicks.csv").write_text("\n".join(lines))
     out = tmp_path / "clicks"
     assert main(["data", "csv", str(tmp_path / "clicks.csv"), "--out", str(out)]) == 0
-    config = {
-        "feature_schema": str(out / "schema.yaml"),
-        "data": {"train": str(out / "data"), "evaluate": str(out / "data"), "batch_size": 40},
-        "model": {"tokens": 4, "width": 16, "layers": 1},
-        "optimizer": {"dense": {"lr": 0.01}},
-        "train": {"epochs": 5, "peak_tflops": 1.0},
-        "metrics": {"slices": ["film", "price"]},
-        "run": {"directory": str(tmp_path / "run")},
+    overrides = {
+        "data.evaluate": f"{out}/train",
+        "data.test": "null",
+        "model": "{tokens: 4, width: 16, layers: 1}",
+        "optimizer.dense.lr": 0.01,
+        "train": "{epochs: 5, peak_tflops: 1.0}",
+        "metrics": "{slices: [film, price]}",
+        "run.directory": f"{tmp_path}/run",
     }
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
     threads = gloo_threads()
-    assert main(["train", "--config", str(tmp_path / "run.yaml")]) == 0
+    arguments = [f"{key}={value}" for key, value in overrides.items()]
+    assert main(["train", "--config", str(out / "run.yaml"), *arguments]) == 0
     assert gloo_threads() == threads, "a thread of gloo alive at exit may abort the process"
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["steps"] == 50
@@ -153,7 +152,7 @@ def test_from_a_csv_to_a_trained_model(tmp_path: Path, capsys: pytest.CaptureFix
     page = (tmp_path / "run" / "report.html").read_text()
     assert "finished" in page
     assert "AUC by film" in page
-    assert main(["evaluate", "--config", str(tmp_path / "run.yaml")]) == 0
+    assert main(["evaluate", "--config", str(out / "run.yaml"), *arguments]) == 0
     by_film = json.loads(capsys.readouterr().out.splitlines()[-1])["slices"]["film"]
-    assert sum(entry["rows"] for entry in by_film["values"]) == 400
+    assert sum(entry["rows"] for entry in by_film["values"]) == result["rows"]
     assert by_film["values"][0]["auc"] > 0.9

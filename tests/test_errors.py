@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import subprocess
 import sys
 from functools import partial
@@ -10,6 +12,14 @@ import torch
 from launch import errors
 from launch.config import load_config
 from launch.errors import JobFailed, PeerFailed, run_reporting_errors
+from pipeline.collective import together
+
+PRINTS = [
+    sys.executable,
+    "-c",
+    "from launch.errors import run_reporting_errors; from launch.output import print_result; "
+    "exit(run_reporting_errors(lambda: print_result({'auc': 0.5})))",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +92,78 @@ def test_a_rank_whose_peer_failed_lets_that_one_speak_first(
         assert run_reporting_errors(partial(fail, error)) == 1
         assert capsys.readouterr().err == f"rankmixer: error: {error}\n"
     assert waits == [4.0, 8.0], "rank 0 at once, other ranks later, who has it from another rank last"
+
+
+def test_what_the_system_refuses_is_one_sentence_and_status_1() -> None:
+    with open("/dev/full", "ab") as full:
+        done = subprocess.run(PRINTS, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.startswith("rankmixer: error: stdout: No space left on device; free some space there")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_files_that_a_write_error_does_not_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+
+    def write_bytes() -> None:
+        with open(str(tmp_path / "log.jsonl"), "ab", buffering=0) as log:
+            log.write(b"{}")
+
+    def write_text() -> None:
+        file = tmp_path / "log.jsonl"
+        with file.open("a") as log:
+            log.write("{}")
+
+    def write_elsewhere() -> None:
+        def library(where: str) -> None:
+            raise OSError(errno.ENOSPC, "Error writing bytes to file")
+
+        library(f"{tmp_path}/log.jsonl")
+
+    for write in (write_bytes, write_text, write_elsewhere):
+        assert run_reporting_errors(write) == 1
+        said = capsys.readouterr().err
+        assert said.startswith(
+            f"rankmixer: error: {tmp_path}/log.jsonl: No space left on device; free some space there"
+        )
+
+
+def test_a_file_that_the_error_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "log.jsonl").mkdir()
+
+    def write() -> None:
+        (tmp_path / "log.jsonl").write_text("{}")
+
+    assert run_reporting_errors(write) == 1
+    assert capsys.readouterr().err.startswith(
+        f"rankmixer: error: {tmp_path}/log.jsonl: Is a directory; a folder stands"
+    )
+
+
+def test_a_rank_says_what_the_system_refused_another(capsys: pytest.CaptureFixture[str]) -> None:
+    def read() -> None:
+        together("cannot read it", lambda: Path("/nowhere").read_text())
+
+    assert run_reporting_errors(read) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("rankmixer: error: cannot read it: FileNotFoundError: [Errno 2] No such file or directory: ")
+    assert "'/nowhere'; it was there, or its folder is missing" in said
+
+
+def test_other_errors_of_the_system_keep_their_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise OSError("libsomething.so: cannot open shared object file")
+
+    assert run_reporting_errors(fail) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(PRINTS, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_a_rank_is_silent_whose_agent_prints_what_its_peer_says(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,6 +126,19 @@ def test_a_full_disk_is_warned_of_once_and_later_lines_are_whole(
     assert message.count("\n") == 1
     assert message == f"warning: {tmp_path}/log.jsonl: [Errno 28] No space left on device; training goes on\n"
     assert story(tmp_path) == [("train", 1), ("train", 4)]
+
+
+def test_a_log_that_is_removed_begins_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = tmp_path / "run"
+    with Journal(str(directory), quiet=True) as journal:
+        journal.event("evaluate", 1, auc=0.5)
+        shutil.rmtree(directory)
+        journal.event("evaluate", 2, auc=0.75)
+        journal.event("evaluate", 3, auc=0.875)
+    assert story(directory) == [("evaluate", 2), ("evaluate", 3)]
+    scalars = EventAccumulator(str(directory / "tensorboard")).Reload()
+    assert [event.value for event in scalars.Scalars("evaluate/auc")] == [0.75, 0.875]
+    assert capsys.readouterr().err == f"warning: {directory}/log.jsonl was removed; it begins again here\n"
 
 
 def test_a_broken_tensorboard_costs_only_itself(

@@ -59,6 +59,7 @@ def test_recipe_is_accepted(command: str, shared: Path) -> None:
         assert request.count("nvidia.com/gpu: '8'") == 4
         assert request.count("maxRetry: 3") == 3  # the job and two tasks
         assert request.count("action: RestartJob") == 4
+        assert request.count("name: TORCHX_JOB_ID") == 2  # by which launch/retries.py knows a retry
         assert "${VC_TRAIN_0_HOSTS:=localhost}:29500" in request
         assert ("claimName: training" in request) == ("--mounts" in command)
     else:

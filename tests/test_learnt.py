@@ -186,7 +186,7 @@ def test_a_saved_schema_is_the_schema(tmp_path: Path, where: str) -> None:
     pq.write_table(pa.table({"n": [0.1, 0.2, 0.7]}), tmp_path / "n.parquet")
     learnt = learn(given, str(tmp_path / "n.parquet"))
     for _ in range(2):  # what stands there is replaced
-        save_schema(directory, given, learnt)
+        save_schema(directory, given.contents(), learnt)
     for schema in (given, learnt):
         loaded = load_schema(directory, schema)
         assert loaded.digest() == learnt.digest()

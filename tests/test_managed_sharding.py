@@ -17,7 +17,8 @@ from embeddings.sharding import Cluster
 from launch.build import Build, build
 from launch.config import Config, check_world
 from launch.distributed import Ranks
-from launch.job import outputs, random_state, restore, sizes_of, waiting_state
+from launch.job import outputs, random_state, sizes_of, waiting_state
+from launch.restoring import restore
 from pipeline.batch import Batch
 from pipeline.checkpoint import Checkpoints
 from pipeline.schema import MANAGED_HASHES

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from launch.run_log import POINTS, RunLog, Thinned
+from launch.run_log import POINTS, RunLog
 from launch.run_page import RunPage, page, write_page
+from launch.thinned import Thinned
 from tests.run_log import a_run, write
 
 EVIL = "</script><img src=x onerror=alert(1)>&\"'"

@@ -52,6 +52,8 @@ def test_a_run_is_running_as_long_as_it_has_spoken_lately(tmp_path: Path) -> Non
     diverged = {"kind": "diverged", "step": 20, "layers": {}, "checkpoint": "step-00000010"}
     write(tmp_path, [*records, diverged])
     assert status(run)["state"] == "diverged"
+    write(tmp_path, [*records, {"kind": "preempted", "step": 40, "signal": "SIGTERM", "checkpoint": "step-00000040"}])
+    assert status(run)["state"] == "preempted"
     write(tmp_path, [*records, diverged, {**records[0], "step": 10}])
     assert status(run, now=1010.0)["state"] == "running"  # resumed since
 

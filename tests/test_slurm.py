@@ -111,6 +111,11 @@ def submissions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submission
             yield Submissions(cluster, tmp_path_factory.mktemp("shared"))
 
 
+def max_step(submissions: Submissions, run: str) -> int:
+    """The last training step that a run's log tells of."""
+    return max((int(line["step"]) for line in submissions.log(run, "train")), default=0)
+
+
 def result(submissions: Submissions, run: str) -> dict[str, float]:
     """The numbers that a run's log ends with."""
     (finish,) = submissions.log(run, "finish")
@@ -176,11 +181,19 @@ def test_a_preempted_job_goes_on_and_ends_with_the_same_result(
     urgent = ["srun", "--partition=urgent", "--nodelist=n2", "--cpus-per-task=64", "hostname"]
     assert submissions.cluster.output(*urgent) == "n2\n"
     submissions.wait_for_second_start(job)
+    # Then its time is running out, as `--signal=USR1@120` would tell it.
+    submissions.wait("steps", lambda: max_step(submissions, "run-2") > submissions.log("run-2", "preempted")[0]["step"])
+    submissions.cluster.output("scancel", "--signal=USR1", job)
+    submissions.wait_for_second_start(job)
     submissions.wait_for_end(job, "COMPLETED")
-    first, second = submissions.log("run-2", "start")
+    first, *later = submissions.log("run-2", "start")
     assert first["resumed_from"] is None
-    assert 0 < second["step"] < STEPS
-    assert result(submissions, "run-2") == pytest.approx(undisturbed, rel=1e-5)
+    told = submissions.log("run-2", "preempted")
+    assert [line["signal"] for line in told] == ["SIGTERM", "SIGUSR1"]
+    assert 0 < told[0]["step"] < told[1]["step"] < STEPS
+    # Not a step was done twice.
+    assert [line["step"] for line in later] == [line["step"] for line in told]
+    assert result(submissions, "run-2") == undisturbed
 
 
 def test_a_cancelled_job_leaves_nothing_behind_and_can_be_submitted_again(

@@ -17,6 +17,8 @@ from launch.cli import main
 from launch.config import ModelConfig, load_config
 from launch.distributed import Ranks
 from launch.job import evaluate
+from launch.rollback import Rollbacks
+from launch.run_lock import RunLock
 from launch.torchrec_models import Crosses, DotProducts, FactorisedAndDeep, Fields, TorchrecModel
 from launch.train import Training
 from pipeline.journal import read_log
@@ -187,13 +189,16 @@ def test_the_plan_shows_parameters_and_flops(arch: str, tmp_path: Path, capsys: 
 
 def train_all(rank: int, world_size: int, folder: str, config: str, overrides: list[str]) -> dict[str, Any]:
     """Train each on these ranks, and load its last checkpoint into a new model."""
-    ranks = Ranks(rank, world_size, rank, world_size, torch.device("cpu"), dist.new_group(backend="gloo"))
+    store = dist.FileStore(f"{folder}/messages", world_size)
+    control = dist.new_group(backend="gloo")
+    ranks = Ranks(rank, world_size, rank, world_size, torch.device("cpu"), control, store=store)
     results = {}
     for arch in ARCHS:
         run = load_config(config, [*overrides, f"model.arch={arch}", f"run.directory={folder}/{arch}"])
-        training = Training(run, ranks)
-        result = training.run()
-        again = Training(run, ranks).built
+        with RunLock(run) as lock:
+            training = Training(run, ranks, Rollbacks(run, ranks), lock)
+            result = training.run()
+            again = Training(run, ranks, Rollbacks(run, ranks), lock).built
         weights = {key: value for key, value in training.built.model.state_dict().items() if key.startswith("head.")}
         results[arch] = {
             "result": result,

@@ -16,9 +16,9 @@ from tests.job import Job
 BIN = Path(sys.executable).parent
 
 
-def torchx_run(job: Job, *arguments: str) -> subprocess.CompletedProcess[str]:
+def torchx_run(job: Job, *arguments: str, configuration: str = "") -> subprocess.CompletedProcess[str]:
     config = job.folder / "torchx.ini"
-    config.write_text(f"[local_cwd]\nlog_dir = {job.folder / 'torchx'}\n")
+    config.write_text(f"[local_cwd]\nlog_dir = {job.folder / 'torchx'}\n{configuration}")
     return subprocess.run(
         [BIN / "torchx", "run", "-s", "local_cwd", *arguments],
         capture_output=True,

@@ -1,5 +1,6 @@
 """The whole path on small data: files, tables, steps, checkpoints; in one process and on ranks."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from launch.cli import main
 from pipeline.journal import read_log
 from tests.job import ROWS, Job
 
@@ -48,13 +50,27 @@ def test_the_page_of_the_run_tells_of_all_ranks(trained: Job) -> None:
 
 
 def test_resumed_equals_uninterrupted_bit_for_bit(trained: Job) -> None:
-    # What a kill in step 5 leaves behind: the checkpoint of step 4, a log that goes further, and half a checkpoint.
+    # What a kill in step 7 leaves behind: the checkpoints of steps 4 and 6, a log that goes further, and half a
+    # checkpoint. The one of step 6 has since been damaged, so that of step 4 is used.
     shutil.copytree(trained.folder / "run", trained.folder / "killed")
     checkpoints = trained.folder / "killed" / "checkpoints"
     for checkpoint in sorted(checkpoints.glob("step-*")):
-        if checkpoint.name != "step-00000004":
+        if checkpoint.name > "step-00000006":
             (checkpoint / "manifest.json").unlink()
-    resumed = trained.result(trained.ranks, "train", f"run.directory={trained.folder / 'killed'}")
+    damaged = checkpoints / "step-00000006" / "rank-00000.safetensors"
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 4
+    damaged.write_bytes(content)
+    done = trained.command(trained.ranks, "train", f"run.directory={trained.folder / 'killed'}")
+    assert done.returncode == 0, done.stderr
+    said = rf"warning: {damaged}: found checksum \w+, its manifest .*; step-00000006 is damaged, step-00000004 is used"
+    assert len(re.findall(said, done.stderr)) == 1
+    events = [line for line in read_log(str(trained.folder / "killed")) if line["kind"] == "damaged"]
+    assert [(line["step"], line["checkpoint"], line["used"], line["file"]) for line in events] == [
+        (4, "step-00000006", "step-00000004", str(damaged))
+    ]
+    assert (checkpoints / "damaged-step-00000006" / "manifest.json").exists()
+    resumed = json.loads(done.stdout.splitlines()[-1])
     assert resumed == trained.outcome
     assert trained.losses("killed") == trained.losses()
     final, expected = trained.weights("killed", 12), trained.weights("run", 12)
@@ -62,6 +78,32 @@ def test_resumed_equals_uninterrupted_bit_for_bit(trained: Job) -> None:
     assert len(final) > 10
     for name, tensor in expected.items():
         assert torch.equal(final[name], tensor), name
+
+
+def test_a_new_run_begins_with_the_weights_of_this_one(trained: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    # On one rank, whatever the old run had; steps that move nothing.
+    arguments = [f"run.directory={trained.folder / 'new'}", f"run.warm_start={trained.folder / 'run'}"]
+    arguments += ["optimizer.dense.lr=1e-30", "optimizer.sparse.lr=1e-30", "train.evaluate_every=1"]
+    assert main(["train", "--config", str(trained.config), *arguments, "train.max_steps=1"]) == 0
+    report = json.loads((trained.folder / "new" / "warm_start.json").read_text())
+    source = Path(report["source"])
+    assert source.parent == trained.folder / "run" / "checkpoints"
+    assert f"warm start from {source}: {len(report['taken'])} tensors taken\n" in capsys.readouterr().err
+    assert report["mapped"] == report["new"] == {}
+    assert report["left_over"] == []
+    [event] = [line for line in read_log(str(trained.folder / "new")) if line["kind"] == "warm_start"]
+    assert (event["step"], event["taken"], event["new"]) == (0, len(report["taken"]), 0)
+
+    def click_auc(run: str, step: int) -> float:
+        lines = read_log(str(trained.folder / run))
+        return next(float(line["click/auc"]) for line in lines if (line["kind"], line["step"]) == ("evaluate", step))
+
+    assert click_auc("new", 1) == pytest.approx(click_auc("run", int(source.name[5:])), abs=1e-9)
+    # What resumes has weights of its own.
+    assert main(["train", "--config", str(trained.config), *arguments, "train.max_steps=2"]) == 0
+    assert "warm start" not in capsys.readouterr().err
+    assert main(["train", "--config", str(trained.config), "run.warm_start=nowhere", "run.directory=another"]) == 2
+    assert "run.warm_start is nowhere: found no checkpoint there" in capsys.readouterr().err
 
 
 def test_evaluation_of_a_checkpoint_on_another_number_of_ranks(trained: Job) -> None:
@@ -104,6 +146,7 @@ def test_a_row_that_cannot_be_read_ends_every_rank_with_one_message(trained: Job
     for part in ("b.parquet", "row group 1", "row 11", "user", "20"):
         assert part in done.stderr, done.stderr
     assert "pipeline/dataset.py" not in done.stderr  # no traceback of ours, only torchrun's own
+    assert "row group 1" in json.loads((run / "failed.json").read_text())["message"]
     for checkpoint in (run / "checkpoints").glob("step-*"):
         assert (checkpoint / "manifest.json").exists()
 

@@ -1,0 +1,369 @@
+"""Checkpoints that a thread writes: what they hold, when they are whole, and disks that do not take them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import torch.distributed as dist
+from fsspec.implementations.local import LocalFileSystem
+
+from pipeline.background_save import BackgroundSaves
+from pipeline.checkpoint import Checkpoints
+from pipeline.checkpoint_save import Outcome
+from pipeline.prefetch import left_behind
+from pipeline.safetensors_storage import SafetensorsWriter
+from tests.ranks import run_ranks
+from tests.test_checkpoint import state, value_of_latest
+
+FILES = ["manifest.json", "meta.json", "rank-00000.safetensors", "tensors.json"]
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def change(tensors: dict[str, Any]) -> None:
+    for value in tensors.values():
+        if isinstance(value, dict):
+            change(value)
+        else:
+            value.zero_()
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Writing waits for this event."""
+    opened = threading.Event()
+    original = SafetensorsWriter.write_data
+
+    def wait(self: SafetensorsWriter, *args: Any) -> Any:
+        assert opened.wait(30)
+        return original(self, *args)
+
+    monkeypatch.setattr(SafetensorsWriter, "write_data", wait)
+    yield opened
+    opened.set()
+
+
+def test_what_is_saved_is_the_state_of_the_call_whatever_training_does_meanwhile(
+    tmp_path: Path, gate: threading.Event
+) -> None:
+    gate.set()
+    for step in (1, 2):
+        Checkpoints(tmp_path / "at once").save(step, state(float(step)), {"step": step}, metric=step)
+    gate.clear()
+    told: list[Outcome] = []
+    saves = BackgroundSaves(Checkpoints(tmp_path / "thread"), tell=told.append)
+    assert saves.wait() is None
+    trained = state(1.0)
+    saves.save(1, trained, {"step": 1}, 1)
+    change(trained)
+    assert (told, Checkpoints(tmp_path / "thread").names()) == ([], [])
+    gate.set()
+    held = saves.staged_bytes
+    saves.save(2, state(2.0), {"step": 2}, 2)  # waits for the first
+    assert [outcome.step for outcome in told][:1] == [1]
+    second = saves.wait()
+    assert second == saves.wait() == told[1]
+    assert saves.staged_bytes == held > 0, "the same memory is used again"
+    assert contents(tmp_path / "thread") == contents(tmp_path / "at once")
+    assert second.waiting == []
+    assert second.num_bytes == sum(len(contents(tmp_path / "thread")[f"{second.name}/{file}"]) for file in FILES[1:])
+
+
+def test_without_memory_for_a_copy_it_is_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("memory", (), {"available": 100}))
+    saves = BackgroundSaves(Checkpoints(tmp_path))
+    trained = state(7.0)
+    saves.save(1, trained, {})
+    change(trained)
+    assert saves.staged_bytes == 0
+    assert value_of_latest(Checkpoints(tmp_path)) == 7.0
+    outcome = saves.wait()
+    assert outcome is not None
+    assert outcome.waiting == [0]
+
+
+def test_mistakes_in_the_state_are_errors_at_once(tmp_path: Path) -> None:
+    saves = BackgroundSaves(Checkpoints(tmp_path))
+    with pytest.raises(ValueError, match="model is of type int; the state of a checkpoint is nested dicts of tensors"):
+        saves.save(1, {"model": 3}, {})
+    assert saves.wait() is None
+
+
+class FailingDisk(LocalFileSystem):
+    """A local disk of which chosen calls fail."""
+
+    def __init__(self, fails: Callable[[str], OSError | None]) -> None:
+        super().__init__(skip_instance_cache=True)
+        self.fails = fails
+        self.broken = True
+
+    def _look(self, call: str) -> bool:
+        error = self.fails(call) if self.broken else None
+        if error:
+            raise error
+        return False
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        self._look("makedirs")
+        super().makedirs(path, exist_ok)
+
+    def rm(self, path: str, recursive: bool = False, maxdepth: int | None = None) -> None:
+        self._look("rm")
+        super().rm(path, recursive, maxdepth)
+
+    def open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
+        if "w" in mode:
+            self._look("open")
+        file = super().open(path, mode, **kwargs)
+        write = file.write
+        if "w" in mode:
+            file.write = lambda piece: self._look("write") or write(piece)
+        return file
+
+
+def on_disk(directory: Path, disk: FailingDisk, **kwargs: Any) -> Checkpoints:
+    checkpoints = Checkpoints(directory, **kwargs)
+    checkpoints._files.filesystem = disk
+    return checkpoints
+
+
+def test_a_disk_that_is_full_at_any_write(tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    def count(call: str) -> None:
+        calls.append(call)
+
+    disk = FailingDisk(count)
+    on_disk(tmp_path / "whole", disk).save(2, state(2.0), {})
+    writes = calls.count("write")
+    assert writes > 8
+    for position in range(writes):
+        left = position
+
+        def fail(call: str) -> OSError | None:
+            nonlocal left
+            left -= call == "write"
+            return OSError(errno.ENOSPC, "full") if call == "write" and left < 0 else None
+
+        directory = tmp_path / str(position)
+        Checkpoints(directory).save(1, state(1.0), {})
+        disk = FailingDisk(fail)
+        saves = BackgroundSaves(on_disk(directory, disk))
+        saves.save(2, state(2.0), {})
+        outcome = saves.wait()
+        assert outcome is not None
+        (failure,) = outcome.failures
+        assert (failure.rank, failure.code, failure.text) == (0, "ENOSPC", "No space left on device")
+        assert failure.needed == 147
+        assert failure.free is not None
+        assert os.listdir(directory) == ["step-00000001"], "nothing half written stays"
+        disk.broken = False
+        again = saves.again()
+        assert again is not None
+        assert not again.failures
+        assert value_of_latest(Checkpoints(directory)) == 2.0
+
+
+def test_a_disk_that_became_read_only(tmp_path: Path) -> None:
+    disk = FailingDisk(lambda call: OSError(errno.EROFS, "", str(tmp_path / "step-00000002" / "x")))
+    saves = BackgroundSaves(on_disk(tmp_path, disk))
+    disk.broken = False
+    saves.save(1, state(1.0), {})
+    saves.wait()
+    disk.broken = True
+    saves.save(2, state(2.0), {})
+    outcome = saves.wait()
+    assert outcome is not None
+    assert str(outcome).startswith(
+        f"cannot save {tmp_path}/step-00000002: Read-only file system (rank 0, which has 147"
+    )
+    assert value_of_latest(Checkpoints(tmp_path)) == 1.0
+    disk.broken = False
+    saves.save(3, state(3.0), {})
+    assert saves.wait() == Outcome(**{**vars(saves.wait()), "name": "step-00000003", "failures": []})
+    assert Checkpoints(tmp_path).names() == ["step-00000001", "step-00000003"]
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_is_a_remark(tmp_path: Path) -> None:
+    disk = FailingDisk(lambda call: PermissionError(errno.EACCES, "refused") if call == "rm" else None)
+    saves = BackgroundSaves(on_disk(tmp_path, disk, keep=1))
+    saves.save(1, state(1.0), {})
+    saves.save(2, state(2.0), {})
+    outcome = saves.wait()
+    assert outcome is not None
+    assert not outcome.failures
+    (remark,) = outcome.remarks
+    assert remark == f"cannot remove the checkpoint {tmp_path}/step-00000001: [Errno 13] refused"
+
+
+def test_a_directory_that_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "run" / "checkpoints"
+    saves = BackgroundSaves(Checkpoints(directory))
+    saves.save(1, state(1.0), {})
+    saves.wait()
+    original = SafetensorsWriter.write_data
+
+    def delete(self: SafetensorsWriter, *args: Any) -> Any:
+        done = original(self, *args)
+        shutil.rmtree(directory)
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SafetensorsWriter, "write_data", delete)
+        saves.save(2, state(2.0), {})
+        outcome = saves.wait()
+    assert outcome is not None
+    assert [failure.code for failure in outcome.failures] == ["ENOENT"]
+    saves.save(3, state(3.0), {})
+    outcome = saves.wait()
+    assert outcome is not None
+    assert outcome.remarks == [f"{directory}: step-00000001 went while the job runs, and not by it"]
+    assert value_of_latest(Checkpoints(directory)) == 3.0
+
+
+def test_a_file_that_goes_before_the_manifest_comes_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = SafetensorsWriter.finish
+
+    def delete(self: SafetensorsWriter, *args: Any) -> None:
+        original(self, *args)
+        (tmp_path / "step-00000001" / "rank-00000.safetensors").unlink()
+
+    monkeypatch.setattr(SafetensorsWriter, "finish", delete)
+    saves = BackgroundSaves(Checkpoints(tmp_path))
+    saves.save(1, state(1.0), {})
+    outcome = saves.wait()
+    assert outcome is not None
+    assert [failure.code for failure in outcome.failures] == ["ENOENT"]
+    assert Checkpoints(tmp_path).names() == []
+
+
+def test_a_filesystem_that_raises_what_it_likes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: SafetensorsWriter, *args: Any) -> None:
+        raise KeyError("AccessDenied")
+
+    monkeypatch.setattr(SafetensorsWriter, "write_data", refuse)
+    saves = BackgroundSaves(Checkpoints("memory://background/checkpoints"))
+    saves.save(1, state(1.0), {})
+    outcome = saves.wait()
+    assert outcome is not None
+    assert str(outcome).endswith("/step-00000001: KeyError: 'AccessDenied' (rank 0, which has 147 bytes to write)")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small tmpfs")
+def test_a_small_disk_fills_up(tmp_path: Path) -> None:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", tmp_path], check=False).returncode:
+        pytest.skip("a tmpfs cannot be mounted here")
+    try:
+        big = {"model": {"table": torch.arange(500_000, dtype=torch.float32)}}
+        saves = BackgroundSaves(Checkpoints(tmp_path, keep=1))
+        saves.save(1, big, {})
+        saves.save(2, big, {})
+        outcome = saves.wait()
+        assert outcome is not None
+        (failure,) = outcome.failures
+        assert (failure.code, failure.needed) == ("ENOSPC", 2_000_000)
+        assert 900_000 < (failure.free or 0) < 1_200_000
+        assert Checkpoints(tmp_path).latest() == "step-00000001"
+        shutil.rmtree(tmp_path / "step-00000001")
+        again = saves.again()
+        assert again is not None
+        assert not again.failures
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_job_that_ends_leaves_a_disk_that_does_not_answer_behind(tmp_path: Path, gate: threading.Event) -> None:
+    saves = BackgroundSaves(Checkpoints(tmp_path))
+    saves.save(1, state(1.0), {})
+    saves.close(seconds=0.01)
+    assert left_behind()
+    gate.set()
+
+
+KILL = """
+import os, sys, threading
+import torch
+from pipeline.background_save import BackgroundSaves
+from pipeline.checkpoint import Checkpoints
+from pipeline.safetensors_storage import SafetensorsWriter
+from tests.test_checkpoint import state
+saves = BackgroundSaves(Checkpoints(sys.argv[1]))
+saves.save(1, state(1.0), {})
+saves.wait()
+finish = SafetensorsWriter.finish
+def kill(self, *args):
+    finish(self, *args)
+    os.kill(os.getpid(), 9)
+SafetensorsWriter.finish = kill
+saves.save(2, state(2.0), {})
+threading.Event().wait(60)
+"""
+
+
+def test_a_kill_before_the_manifest_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    process = subprocess.run([sys.executable, "-c", KILL, str(tmp_path)], check=False)
+    assert process.returncode == -signal.SIGKILL
+    assert (tmp_path / "step-00000002" / "tensors.json").exists()
+    assert value_of_latest(Checkpoints(tmp_path)) == 1.0
+
+
+def save_on_ranks(rank: int, world_size: int, folder: str) -> dict[str, Any]:
+    """The same state at once and by threads; a rank that cannot write; one that has gone."""
+    store = dist.FileStore(f"{folder}/messages", world_size)
+    mine = {f"rank-{rank}": torch.full((5,), float(rank))}
+    shared = {"weight": torch.arange(6.0)}
+    Checkpoints(f"{folder}/at once").save(1, {"model": shared, "random": mine}, {})
+    told: list[Outcome] = []
+    saves = BackgroundSaves(Checkpoints(f"{folder}/thread"), store, tell=told.append)
+    saves.save(1, {"model": shared, "random": mine}, {})
+    shared["weight"].zero_()
+    outcomes = [saves.wait()]
+    original = SafetensorsWriter.write_data
+
+    def refuse(self: SafetensorsWriter, *args: Any) -> Any:
+        original(self, *args)
+        raise OSError(errno.EDQUOT, "quota")
+
+    if rank == 1:
+        SafetensorsWriter.write_data = refuse  # type: ignore[assignment]
+    saves.save(2, {"model": shared, "random": mine}, {})
+    dist.all_reduce(torch.ones(1))  # training goes on
+    outcomes.append(saves.wait())
+    SafetensorsWriter.write_data = original  # type: ignore[method-assign]
+    outcomes.append(saves.again())
+    # Rank 1 ends before it has written: rank 0's thread gives up, and nothing is left of the checkpoint but files.
+    if rank == 1:
+        SafetensorsWriter.write_data = lambda *args: threading.Event().wait(2)  # type: ignore[assignment]
+    saves.save(3, {"model": shared, "random": mine}, {})
+    saves.close(seconds=0.1)
+    return {"outcomes": outcomes, "told": told, "left behind": left_behind()}
+
+
+def test_ranks_agree(tmp_path: Path) -> None:
+    ranks = run_ranks(2, save_on_ranks, tmp_path, str(tmp_path))
+    saved = contents(tmp_path / "thread")
+    assert {name: content for name, content in saved.items() if "step-00000001" in name} == contents(
+        tmp_path / "at once"
+    )
+    first, second, third = ranks[0]["outcomes"]
+    assert ranks[1]["outcomes"] == ranks[0]["outcomes"] == ranks[0]["told"]
+    assert ranks[1]["told"] == []
+    assert not first.failures
+    assert [(failure.rank, failure.code) for failure in second.failures] == [(1, "EDQUOT")]
+    assert (third.name, third.failures) == ("step-00000002", [])
+    assert [rank["left behind"] for rank in ranks] == [False, True]
+    assert Checkpoints(tmp_path / "thread").latest() == "step-00000002"
