@@ -21,7 +21,7 @@ export PIP_NO_INPUT := 1
 stage = @echo "$(1)"; { $(2); } >>$(LOG) 2>&1 </dev/null || { tail -n 5 $(LOG); echo "failed: $(1); see $(LOG)"; exit 1; } >&2
 
 .DELETE_ON_ERROR:
-.PHONY: help venv test test-gpu test-nodes demo docs lint types lock clean
+.PHONY: help venv test test-gpu test-nodes test-faults demo docs lint types lock clean
 
 help:
 	@echo "make demo   train on MovieLens-100K in two processes and show how good the model is"
@@ -29,6 +29,7 @@ help:
 	@echo "make test-gpu DEVICE=cuda   check and measure the head on a GPU; says so where there is none"
 	@echo "make test-nodes   as root: jobs over two network namespaces, on a Slurm of their own, and with ranks that stop"
 	@echo "make docs   the documentation as a site, links checked"
+	@echo "make test-faults   half an hour: kills at any moment, damaged checkpoints, full disks; goes on where it was cut off"
 	@echo "make lint types lock clean venv"
 
 venv: $(INSTALLED)
@@ -46,7 +47,7 @@ $(INSTALLED): requirements/$(DEVICE).txt setup.cfg pyproject.toml
 	@touch $@
 
 # TorchX starts python by name; the rest of the recipes name their programs in full.
-test test-gpu test-nodes demo: export PATH := $(BIN):$(PATH)
+test test-gpu test-nodes test-faults demo: export PATH := $(BIN):$(PATH)
 
 # One process a core, a test file in one of them; ranks are processes too, so each computes in one thread.
 test: export OMP_NUM_THREADS := 1
@@ -59,6 +60,10 @@ test-gpu: $(INSTALLED)
 # Installs nothing in the system: where Slurm is missing, its tests are skipped and name Debian's packages.
 test-nodes: $(INSTALLED)
 	$(BIN)/python -m pytest -q -rs -m "nodes or long"
+
+# Mounts small disks, as root; without it those cases are skipped. What was tried is kept in .cache/faults.
+test-faults: $(INSTALLED)
+	$(BIN)/python -m benchmarks.faults --record
 
 data/ml-100k: | $(INSTALLED)
 	$(BIN)/rankmixer data ml-100k --out $@

@@ -121,9 +121,11 @@ def faults(seed: str, run: Run, directory: Path) -> Iterator[Fault]:
         rank = chance.randrange(min(run.ranks))
         if point == "file":  # rank 0 writes more than the others, and some of the points only it comes to
             rank *= chance.randrange(2)
-        yield Fault(
-            point, number.get(point, 1), after, rank, victims, signal.SIGKILL, str(directory), f"{directory}.struck"
-        )
+        # What a scheduler sends before it takes a machine away reaches all ranks.
+        chosen = chance.choice([signal.SIGKILL] * 6 + [signal.SIGTERM, signal.SIGUSR1])
+        victims = victims if chosen == signal.SIGKILL else "launcher" if run.cold else "all"
+        record = f"{directory}.struck"
+        yield Fault(point, number.get(point, 1), after, rank, victims, chosen, str(directory), record)
 
 
 def disturb(run: Run, kills: int, seed: int, configuration: Path, folder: Path, launcher: Launcher) -> Result:
@@ -174,7 +176,7 @@ def _one_round(
         struck = record is not None and record.exists()
         if struck and fault:
             result.kills += 1
-            result.points[f"{fault.point}, {fault.victims}"] += 1
+            result.points[f"{signal.Signals(fault.signal).name} to {fault.victims}, {fault.point}"] += 1
         if ended:
             result.rounds += 1
             return

@@ -34,15 +34,15 @@ class Outcome:
                 told = {key: value for key, value in line.items() if key not in OF_THE_ATTEMPT}
                 self.told[f"{line['kind']} {line['step']}"] = told
         checkpoints = Checkpoints(directory / "checkpoints")
-        self.names = checkpoints.names()
-        self.position = checkpoints.meta(self.names[-1])["position"]
-        self.weights = whole_tensors(directory / "checkpoints" / self.names[-1])
+        newest = checkpoints.names()[-1]
+        self.position = checkpoints.meta(newest)["position"]
+        self.weights = whole_tensors(directory / "checkpoints" / newest)
 
     def differences(self, other: Outcome) -> list[str]:
         """In what another run is not this one, bit for bit."""
         found = [f"{key}: {self.told.get(key)}, {other.told.get(key)}" for key in self._told_otherwise(other)]
-        if (self.names, self.position) != (other.names, other.position):
-            found.append(f"checkpoints {self.names} at {self.position}, {other.names} at {other.position}")
+        if self.position != other.position:
+            found.append(f"it ends at {self.position}, {other.position}")
         names = self.weights.keys() | other.weights.keys()
         unequal = sorted(name for name in names if not _equal(self.weights.get(name), other.weights.get(name)))
         if unequal:

@@ -1,7 +1,6 @@
 """What a job survives: kills at any moment, damaged checkpoints, wrong configurations, disks and reads that fail.
 
-What has been tried is kept, one file a case, so that a run of this command that was cut off goes on where it was; give
-another --cache, or remove it, after a change of the code.
+What was tried is kept, one file a case: this command goes on where it was cut off, unless a source file has changed.
 """
 
 from __future__ import annotations
@@ -50,8 +49,8 @@ class Harness:
 
     def kept(self, name: str, case: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What a case came to, from its file or now."""
-        key = hashlib.sha256(json.dumps([name, vars(self.args)], sort_keys=True, default=str).encode()).hexdigest()[:16]
-        path = self.args.cache / f"{key}.json"
+        key = json.dumps([name, _sources(), vars(self.args)], sort_keys=True, default=str)
+        path = self.args.cache / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
         if not path.exists():
             started = time.monotonic()
             result = {"name": name, **case(), "seconds": round(time.monotonic() - started, 1)}
@@ -106,6 +105,18 @@ class Harness:
             )
             for part in range(MUTATIONS // BATCH)
         ]
+
+
+@functools.cache
+def _sources() -> str:
+    """A digest of all source files that a case may run."""
+    root = Path(__file__).parents[1]
+    folders = ("pipeline", "embeddings", "rankmixer_head", "launch")
+    files = [
+        *(path for folder in folders for path in (root / folder).glob("*.py")),
+        *Path(__file__).parent.glob("fault*.py"),
+    ]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()
 
 
 def main() -> None:

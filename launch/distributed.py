@@ -20,6 +20,7 @@ from launch.agreement import check_agreement, settings
 from launch.config import Config, PlanConfig, check_world
 from launch.preemption import Preemption
 from launch.roll_call import RollCall, why
+from launch.torchrun import end_with_launcher
 from pipeline.collective import on_rank_0
 from pipeline.errors import Preempted
 
@@ -87,6 +88,7 @@ def process_group(config: Config, **arguments: Any) -> Iterator[Ranks]:
         ValueError: the ranks do not run the same job, or some do not come.
         JobFailed: inside, because another rank ended, stopped or came late; says which.
     """
+    end_with_launcher()
     rank, world_size, local_rank, local_world_size = world_from_environment()
     seconds = config.run.timeout_seconds
     timeout = timedelta(seconds=seconds)

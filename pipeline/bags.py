@@ -16,7 +16,7 @@ _CHUNK = 1 << 14  # rows whose temporaries stay in the cache
 class Bags:
     """Bag i holds values[offsets[i]:offsets[i + 1]]; without offsets every bag holds one value.
 
-    Row i of the column has bag index[i]; without an index it has bag i. Values are ids, int32 or int64, or float32
+    Row i of the column has bag index[i]; without an index it has bag i. Values are signed integers, the ids, or float32
     weights.
     """
 
@@ -61,7 +61,7 @@ def join(parts: Sequence[Bags], empty: Empty = np.empty, dtype: np.dtype | None 
 def take(bags: Bags, rows: np.ndarray | None, empty: Empty = np.empty) -> Bags:
     """The bags of these rows in this order, without an index; None stands for all rows as they are.
 
-    `empty` makes the arrays for the values.
+    `empty` makes the arrays for values and offsets.
 
     >>> take(Bags(np.array([5, 6, 7]), np.array([0, 2, 2, 3])), np.array([2, 1, 0, 2]))
     Bags(values=array([7, 5, 6, 7]), offsets=array([0, 1, 1, 3, 4]), index=None)
@@ -74,7 +74,8 @@ def take(bags: Bags, rows: np.ndarray | None, empty: Empty = np.empty) -> Bags:
         values = empty((len(rows),), bags.values.dtype)
         return Bags(np.take(bags.values, rows, out=values, mode="clip"))  # "raise" would copy `out`
     lengths = bags.lengths.take(rows)
-    offsets = np.zeros(len(rows) + 1, np.int64)
+    offsets = empty((len(rows) + 1,), np.dtype(np.int64))
+    offsets[0] = 0
     np.cumsum(lengths, out=offsets[1:])
     shifts = bags.offsets.take(rows) - offsets[:-1]
     values = empty((int(offsets[-1]),), bags.values.dtype)
@@ -87,20 +88,22 @@ def take(bags: Bags, rows: np.ndarray | None, empty: Empty = np.empty) -> Bags:
     return Bags(values, offsets)
 
 
-def scatter(parts: Sequence[Bags], places: np.ndarray, empty: Empty = np.empty) -> Bags:
-    """All bags of all parts, that of row i (counted through the parts) at places[i].
+def scatter(parts: Sequence[Bags], places: np.ndarray, dtype: np.dtype, empty: Empty = np.empty) -> Bags:
+    """All bags of all parts, that of row i (counted through the parts) at places[i]; values become `dtype`.
 
     Reading in order and writing out of order is faster than `take`, which does the reverse, and the parts need no join.
 
-    >>> scatter([Bags(np.array([5, 6]), np.array([0, 2])), Bags(np.array([7]), np.array([0, 1]))], np.array([1, 0]))
-    Bags(values=array([7, 5, 6]), offsets=array([0, 1, 3]), index=None)
+    >>> parts = [Bags(np.array([5, 6]), np.array([0, 2])), Bags(np.array([7]), np.array([0, 1]))]
+    >>> scatter(parts, np.array([1, 0]), np.dtype(np.int8))
+    Bags(values=array([7, 5, 6], dtype=int8), offsets=array([0, 1, 3]), index=None)
     """
     lengths = np.concatenate([part.lengths for part in parts])
-    offsets = np.zeros(len(places) + 1, np.int64)
+    offsets = empty((len(places) + 1,), np.dtype(np.int64))
+    offsets[0] = 0
     offsets[1:][places] = lengths
     np.cumsum(offsets, out=offsets)
     begins = offsets.take(places)
-    values = empty((int(offsets[-1]),), parts[0].values.dtype)
+    values = empty((int(offsets[-1]),), dtype)
     ramp = np.empty(0, np.int64)
     row = 0
     for part in parts:
@@ -113,7 +116,7 @@ def scatter(parts: Sequence[Bags], places: np.ndarray, empty: Empty = np.empty) 
                 ramp = np.arange(2 * (chunk.stop - chunk.start))
             to = np.repeat(begins[rows] - (part.offsets[start:stop] - chunk.start), lengths[rows])
             to += ramp[: len(to)]
-            values[to] = part.values[chunk]
+            values[to] = part.values[chunk].astype(dtype, copy=False)
             row = rows.stop
     return Bags(values, offsets)
 

@@ -83,6 +83,23 @@ class Block:
 Piece = tuple[Block, int, int]  # rows start to stop of a block
 
 
+def without_the_rest(block: Block, start: int, stop: int) -> Piece:
+    """The same rows in memory of their own, if they are the smaller part of the block."""
+    if stop - start > len(block) // 2:
+        return block, start, stop
+    bags, bag_weights = [], []
+    for some, weights in zip(block.bags, block.bag_weights, strict=True):
+        offsets = None if some.offsets is None else some.offsets[start : stop + 1]
+        here = slice(start, stop) if offsets is None else slice(offsets[0], offsets[-1])
+        bags.append(Bags(some.values[here].copy(), None if offsets is None else offsets - offsets[0]))
+        bag_weights.append(None if weights is None else weights[here].copy())
+    dense_FN, labels_KN, weights_N = (
+        array[..., start:stop].copy() for array in (block.dense_FN, block.labels_KN, block.weights_N)
+    )
+    keys = None if block.keys is None else block.keys.slice(start, stop - start)
+    return Block(bags, bag_weights, dense_FN, labels_KN, weights_N, keys), 0, stop - start
+
+
 class Empty(Protocol):
     """Makes an uninitialised tensor on the CPU."""
 

@@ -6,11 +6,10 @@ from collections import Counter
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import DTypeLike
 
 from pipeline.bags import Bags, join, keep, scatter, take, within
 from pipeline.batch import Block
-from pipeline.buffers import Buffers
+from pipeline.buffers import Memory
 from pipeline.cross import crossed
 from pipeline.dataset import ParquetDataset
 from pipeline.errors import DataError
@@ -28,28 +27,28 @@ class BlockBuilder:
         DataError: a value that no policy mends.
     """
 
-    def __init__(self, dataset: ParquetDataset, raw: RawRows, buffers: Buffers) -> None:
+    def __init__(self, dataset: ParquetDataset, raw: RawRows, memory: Memory) -> None:
         self._dataset = dataset
         self._raw = raw
-        self._buffers = buffers
+        self._empty = memory.blocks.arena().empty
+        self._scratch = memory.scratch.empty
         self._left = Counter(dataset.uses)
         self._dropped = np.zeros(len(raw), np.bool_)
         self.mended: Counter[str] = Counter()
 
     def build(self) -> Block:
         schema, raw = self._dataset.schema, self._raw
-        # One piece of memory for the features with one id a row: large enough for huge pages.
-        one_id = sum(isinstance(feature, Id) for feature in schema.features.values())
-        self._ids_N = iter(self._buffers.empty((one_id, len(raw)), np.int32))
         columns = self._sparse()
-        dense_FN = self._buffers.empty((len(schema.dense_features), len(raw)), np.float32)
+        dense_FN = self._empty((len(schema.dense_features), len(raw)), np.float32)
         for dense_N, name in zip(dense_FN, schema.dense_features, strict=True):
             values = self._number(name, dense_N)
             if values is not dense_N:
                 dense_N[:] = values
             self._used(schema.features[name].reads[0])
-        labels_KN = np.zeros((len(schema.tasks), len(raw)), np.float32)
-        weights_N = np.ones(len(raw), np.float32)
+        labels_KN = self._empty((len(schema.tasks), len(raw)), np.float32)
+        labels_KN.fill(0)
+        weights_N = self._empty((len(raw),), np.float32)
+        weights_N.fill(1)
         if self._dataset.labels:
             for number, label in enumerate(schema.labels.values()):
                 labels_KN[number] = self._within(
@@ -57,9 +56,9 @@ class BlockBuilder:
                 )
             if schema.weight is not None:
                 do = "Mend it, or write weight 0 for rows that should not count."
-                weights_N = self._within(schema.weight, np.inf, "a finite weight of at least 0", do)
+                weights_N[:] = self._within(schema.weight, np.inf, "a finite weight of at least 0", do)
         if self._dropped.any():
-            weights_N = np.where(self._dropped, np.float32(0), weights_N)
+            weights_N[self._dropped] = 0
             columns = [self._without_dropped(*column) for column in columns]
         keys = None
         if self._dataset.keys_schema.names:
@@ -119,14 +118,10 @@ class BlockBuilder:
         """
         lists = all(part.offsets is not None and part.index is None for part in parts)
         if lists and self._raw.places is not None:
-            return scatter(parts, self._raw.places, self._values)
+            return scatter(parts, self._raw.places, dtype, self._empty)
         if self._raw.rows is None:
-            return take(join(parts, self._values, dtype), None, self._values)
-        return take(join(parts, self._buffers.empty, dtype), self._raw.rows, self._values)
-
-    def _values(self, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
-        ids_N = next(self._ids_N, None) if shape == (len(self._raw),) and dtype == np.int32 else None
-        return self._buffers.empty(shape, dtype) if ids_N is None else ids_N
+            return take(join(parts, self._empty, dtype), None, self._empty)
+        return take(join(parts, self._scratch, dtype), self._raw.rows, self._empty)
 
     def _used(self, column: str) -> None:
         """Free a column that nothing else needs; blocks grow while their raw columns go."""
@@ -217,7 +212,7 @@ class BlockBuilder:
         """(N,) float32 for the dense input, or what boundaries are compared with; always finite."""
         feature = self._dataset.schema.features[name]
         assert isinstance(feature, Number)
-        raw = self._raw.numbers(feature.column, out, self._buffers.empty)
+        raw = self._raw.numbers(feature.column, out, self._scratch)
         values = dense(raw, feature) if feature.is_dense else raw
         if np.isfinite(values).all():
             return values

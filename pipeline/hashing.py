@@ -39,7 +39,7 @@ def hash_integers(values: np.ndarray, seed: int = 0) -> np.ndarray:
     """
     hashes = np.empty(len(values), np.uint64)
     for start in range(0, len(values), CHUNK):
-        words = values[start : start + CHUNK].astype(np.int64).view(np.uint64)
+        words = values[start : start + CHUNK].astype(np.int64, copy=False).view(np.uint64)
         chunk = hashes[start : start + CHUNK]
         chunk.fill(_wrapped(seed + int(_P5) + 8))
         _add_word(chunk, words)
@@ -137,7 +137,7 @@ def _hash_stripes(data: np.ndarray, starts: np.ndarray, stripes: np.ndarray, see
             lane[active] = _round(lane[active], view[starts[active] + (32 * stripe + 8 * number)])
     hashes = np.zeros(len(starts), np.uint64)
     for lane, bits in zip(lanes, (1, 7, 12, 18), strict=True):
-        hashes += _rotated(lane, bits)
+        hashes += _rotated(lane.copy(), bits)
     for lane in lanes:
         hashes ^= _round(np.zeros_like(lane), lane)
         hashes *= _P1
@@ -155,7 +155,11 @@ def _unaligned(data: np.ndarray, size: int) -> np.ndarray:
 
 
 def _rotated(x: np.ndarray, bits: int) -> np.ndarray:
-    return (x << np.uint64(bits)) | (x >> np.uint64(64 - bits))
+    """The same array, rotated in place."""
+    low = x >> np.uint64(64 - bits)
+    x <<= np.uint64(bits)
+    x |= low
+    return x
 
 
 def _round(lane: np.ndarray, words: np.ndarray) -> np.ndarray:
@@ -163,26 +167,29 @@ def _round(lane: np.ndarray, words: np.ndarray) -> np.ndarray:
 
 
 def _add_word(hashes: np.ndarray, words: np.ndarray) -> None:
-    hashes ^= _rotated(words * _P2, 31) * _P1
-    hashes[:] = _rotated(hashes, 27)
+    mixed = _rotated(words * _P2, 31)
+    mixed *= _P1
+    hashes ^= mixed
+    _rotated(hashes, 27)
     hashes *= _P1
     hashes += _P4
 
 
 def _add_half(hashes: np.ndarray, words: np.ndarray) -> None:
     hashes ^= words * _P1
-    hashes[:] = _rotated(hashes, 23)
+    _rotated(hashes, 23)
     hashes *= _P2
     hashes += _P3
 
 
 def _add_byte(hashes: np.ndarray, words: np.ndarray) -> None:
     hashes ^= words * _P5
-    hashes[:] = _rotated(hashes, 11)
+    _rotated(hashes, 11)
     hashes *= _P1
 
 
 def _avalanche(hashes: np.ndarray) -> None:
-    for bits, prime in ((33, _P2), (29, _P3), (32, np.uint64(1))):
+    for bits, prime in ((33, _P2), (29, _P3)):
         hashes ^= hashes >> np.uint64(bits)
         hashes *= prime
+    hashes ^= hashes >> np.uint64(32)

@@ -26,17 +26,17 @@ class IdEncoder:
 
     >>> encoder = IdEncoder(Id(kind="id", range=3, dim=4), strings=False)
     >>> encoder(pa.array([2, None, 3], pa.int16())).values
-    array([ 2, -2, -1], dtype=int32)
+    array([ 2, -2, -1], dtype=int8)
     >>> encoder = IdEncoder(IdList(kind="id_list", buckets=100, separator="|", dim=4), strings=True)
     >>> encoder(pa.array(["a|c", "", None]))
-    Bags(values=array([55, 49, -2], dtype=int32), offsets=array([0, 2, 2, 3]), index=None)
+    Bags(values=array([55, 49, -2], dtype=int8), offsets=array([0, 2, 2, 3]), index=None)
     """
 
     def __init__(self, feature: Id | IdList, strings: bool) -> None:
         self._feature = feature
         self.strings = strings
         """Whether values are hashed, looked up or parsed as text."""
-        self._dtype = np.dtype(np.int32 if (feature.hashes or feature.rows) <= np.iinfo(np.int32).max else np.int64)
+        self._dtype = np.min_scalar_type(-(feature.hashes or feature.rows))
         self._separator = feature.separator if isinstance(feature, IdList) else None
         self._vocabulary = _Vocabulary(feature.words, strings) if feature.vocabulary is not None else None
         self.default: int | None = None
@@ -61,7 +61,7 @@ class IdEncoder:
 
     @property
     def dtype(self) -> np.dtype:
-        """The narrowest that holds every id: int32, or int64 if the table has more rows than that has numbers."""
+        """The narrowest signed integer that holds every id, BAD and NULL."""
         return self._dtype
 
     def _bags(self, array: pa.Array) -> Bags:
@@ -85,7 +85,7 @@ class IdEncoder:
         return Bags(ids, offsets)
 
     def _ids(self, array: pa.Array) -> np.ndarray:
-        """(N,) of `dtype`; int64 may stay int64."""
+        """(N,) of `dtype`; signed integers that are right may stay as they are."""
         if pa.types.is_dictionary(array.type):  # the values of a list
             ids = np.append(self._ids(array.dictionary), self._dtype.type(NULL))
             return ids.take(pc.fill_null(array.indices, len(array.dictionary)).to_numpy().astype(np.int64))
@@ -181,12 +181,12 @@ def _parsed(array: pa.Array) -> np.ndarray:
 
 
 def _in_range(values: np.ndarray, size: int, dtype: np.dtype) -> np.ndarray:
-    if values.dtype == np.int64:
+    if values.dtype.kind == "i":
         # Negative numbers are huge as unsigned ones, so one pass finds both. What is right is used where it is.
-        if not len(values) or values.view(np.uint64).max() < size:
+        if not len(values) or values.view(f"u{values.itemsize}").max() < size:
             return values
-    elif not len(values) or (values.min() >= 0 and values.max() < size):
-        return values.astype(dtype, copy=False)
+    elif not len(values) or values.max() < size:
+        return values.astype(dtype)
     ids = values.astype(dtype)
     ids[(values < 0) | (values >= size)] = BAD
     return ids

@@ -1,6 +1,6 @@
 """The order of an epoch's rows: a pure function of the row groups, the seed and the epoch.
 
-Row groups are permuted, consecutive ones form windows of at least `window_rows` rows, and rows are permuted inside
+Row groups are permuted, consecutive ones form windows of about `window_rows` rows, and rows are permuted inside
 windows. Without shuffling the order is that of the files. Ranks, threads and batch size have no part in it: step s of
 an epoch that began at `row` takes positions [row + s * G, row + (s + 1) * G), and rank r of W its slice of G / W.
 """
@@ -32,25 +32,28 @@ def windows(sizes: Sequence[int], window_rows: int, seed: int, epoch: int, shuff
 
     Args:
         sizes: rows of each row group, in file order.
-        window_rows: a window holds at least as many, if the data does. Without shuffling no row has to meet another:
-            windows are as small as pays, and a row group of more than twice as many rows stands alone.
+        window_rows: a window holds as nearly as many as whole row groups allow, and at least half of them, if the
+            data does. Without shuffling no row has to meet another: windows are as small as pays, and a row group of
+            more than twice as many rows stands alone.
 
-    >>> windows([4, 4, 4], window_rows=5, seed=0, epoch=0, shuffle=True)
-    [Window(number=0, start=0, num_rows=12, row_groups=(0, 1, 2))]
-    >>> windows([4, 4, 4], window_rows=5, seed=0, epoch=0, shuffle=False)
+    >>> windows([4, 4, 4], window_rows=7, seed=0, epoch=0, shuffle=False)
     [Window(number=0, start=0, num_rows=8, row_groups=(0, 1)), Window(number=1, start=8, num_rows=4, row_groups=(2,))]
+    >>> windows([4, 4, 4], window_rows=9, seed=0, epoch=0, shuffle=True)
+    [Window(number=0, start=0, num_rows=12, row_groups=(0, 1, 2))]
     """
     order = _generator(seed, epoch).permutation(len(sizes)) if shuffle else np.arange(len(sizes))
     enough = window_rows if shuffle else min(window_rows, FILE_ORDER_ROWS)
     contents: list[list[int]] = []
-    held = enough
+    held = 0
     for group in order.tolist():
-        if held >= enough or (not shuffle and sizes[group] > 2 * window_rows):
+        # Another row group only if that brings the window nearer to its size: memory is that of the largest one.
+        is_full = 2 * held >= enough and 2 * held + sizes[group] > 2 * enough
+        if not contents or is_full or (not shuffle and sizes[group] > 2 * window_rows):
             contents.append([])
             held = 0
         contents[-1].append(group)
         held += sizes[group]
-    if shuffle and held < enough and len(contents) > 1:
+    if shuffle and 2 * held < enough and len(contents) > 1:
         last = contents.pop()
         contents[-1] += last
     cut, start = [], 0

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.batch import Batch, Block, Empty, Piece, assemble
+from pipeline.batch import Batch, Block, Empty, Piece, assemble, without_the_rest
 from pipeline.block import BlockBuilder, empty_block
-from pipeline.buffers import Buffers
+from pipeline.buffers import Buffers, Memory
 from pipeline.dataset import ParquetDataset
 from pipeline.errors import DamagedError
 from pipeline.files import ParquetFile, RowGroup
@@ -152,17 +152,20 @@ class BatchReader:
                 batches.close()
 
     def _batches(self, epoch: int, part: Part) -> Generator[tuple[Batch, Counter[str]], None, None]:
-        schema, empty = self.dataset.schema, self._memory()
-        calls, overdue = self._blocks(epoch, part, Buffers()), self.dataset.files.watch.overdue
+        schema, memory = self.dataset.schema, Buffers()
+        calls, overdue = self._blocks(epoch, part, Memory(Buffers(), Buffers())), self.dataset.files.watch.overdue
         blocks = prefetch(calls, self._threads, self._threads, overdue)
         block, at = empty_block(self.dataset), 0
         try:
             for step in range(part.steps):
-                pieces: list[Piece] = [(block, at, at)]
+                pieces: list[Piece] = []
                 mended: Counter[str] = Counter()
                 wanted = part.rows(step)
                 while wanted:
                     if at == len(block):
+                        if pieces:
+                            pieces[-1] = without_the_rest(*pieces[-1])
+                        del block  # before another one is begun, which finds its memory free
                         block, news = next(blocks)
                         mended += news
                         at = 0
@@ -170,35 +173,44 @@ class BatchReader:
                     pieces.append((block, at, stop))
                     wanted -= stop - at
                     at = stop
-                yield assemble(schema.sparse_features, pieces, part.local, schema.is_weighted, empty), mended
+                yield (
+                    assemble(
+                        schema.sparse_features,
+                        pieces or [(block, at, at)],
+                        part.local,
+                        schema.is_weighted,
+                        self._empty(memory),
+                    ),
+                    mended,
+                )
         finally:
             blocks.close()
 
-    def _memory(self) -> Empty:
-        """Makes the tensors of batches: of memory that is used again, pinned by torch or our own."""
+    def _empty(self, memory: Buffers) -> Empty:
+        """Makes the tensors of a batch: of memory that is used again, pinned by torch or our own."""
         if self._pin:
             return partial(torch.empty, pin_memory=True)
-        buffers = Buffers()
-        return lambda shape, *, dtype: torch.from_numpy(buffers.empty(shape, _NUMPY[dtype]))
+        arena = memory.arena()
+        return lambda shape, *, dtype: torch.from_numpy(arena.empty(shape, _NUMPY[dtype]))
 
-    def _blocks(self, epoch: int, part: Part, buffers: Buffers) -> Iterator[Callable[[], Prepared]]:
+    def _blocks(self, epoch: int, part: Part, memory: Memory) -> Iterator[Callable[[], Prepared]]:
         """What to call for each block of this rank's rows, in order."""
         for window in windows(self._sizes, self._window_rows, self._seed, epoch, self._shuffle):
             if window.start >= part.end:
                 return
             if not self._shuffle and window.num_rows > 2 * self._window_rows and len(window.row_groups) == 1:
-                yield from self._streamed(self._groups[window.row_groups[0]], window.start, part, buffers)
+                yield from self._streamed(self._groups[window.row_groups[0]], window.start, part, memory)
             elif slices := part.slices(window.start, window.start + window.num_rows):
-                yield partial(self._decoded, window, epoch, slices, buffers)
+                yield partial(self._decoded, window, epoch, slices, memory)
 
-    def _decoded(self, window: Window, epoch: int, slices: list[slice], buffers: Buffers) -> Prepared:
+    def _decoded(self, window: Window, epoch: int, slices: list[slice], memory: Memory) -> Prepared:
         """Decode the row groups of a window and make this rank's rows of it a block."""
         order = permutation(window, self._seed, epoch, self._shuffle)
-        rows = np.concatenate([order[here] for here in slices])
+        rows = order[slices[0]] if len(slices) == 1 else np.concatenate([order[here] for here in slices])
         lost: set[int] = set()
         while True:
             try:
-                return self._together(window.row_groups, lost, epoch, rows, buffers)
+                return self._together(window.row_groups, lost, epoch, rows, memory)
             except DamagedError as error:
                 self._set_aside(error)
                 there = (error.file, error.row_group)
@@ -206,7 +218,7 @@ class BatchReader:
                 lost |= {number for number, group in groups if (self._file(group).path, group.index) == there}
 
     def _together(
-        self, numbers: Sequence[int], lost: set[int], epoch: int, rows: np.ndarray, buffers: Buffers
+        self, numbers: Sequence[int], lost: set[int], epoch: int, rows: np.ndarray, memory: Memory
     ) -> Prepared:
         """A block of rows counted through what an epoch has of the row groups; those of lost ones are gaps."""
         if lost:
@@ -225,12 +237,12 @@ class BatchReader:
                 raw.rows = self._sampler.choose(raw, left, epoch)[rows]
             elif self._shuffle or len(rows) < len(raw):
                 raw.rows = rows
-            block, mended = self._build(raw, buffers)
+            block, mended = self._build(raw, memory)
         if lost:
             return spread(block, present), mended + Counter({LOST: int((~present).sum())})
         return block, mended
 
-    def _streamed(self, group: RowGroup, start: int, part: Part, buffers: Buffers) -> Iterator[Callable[[], Prepared]]:
+    def _streamed(self, group: RowGroup, start: int, part: Part, memory: Memory) -> Iterator[Callable[[], Prepared]]:
         """A giant row group, piece by piece, so that memory stays bounded; from a piece that is damaged on, a gap."""
         file, first_row, end = self._file(group), group.first_row, start + group.num_rows
         try:
@@ -238,7 +250,7 @@ class BatchReader:
                 if slices := part.slices(start, start + len(piece)):
                     place = Place(file.path, group.index, first_row, len(piece))
                     rows = np.concatenate([np.arange(here.start, here.stop) for here in slices])
-                    yield partial(self._piece, place, piece, rows, buffers)
+                    yield partial(self._piece, place, piece, rows, memory)
                 start += len(piece)
                 first_row += len(piece)
                 if start >= part.end:
@@ -248,11 +260,11 @@ class BatchReader:
             rest = sum(here.stop - here.start for here in part.slices(start, end))
             yield partial(self._gap, rest)
 
-    def _piece(self, place: Place, piece: pa.RecordBatch, rows: np.ndarray, buffers: Buffers) -> Prepared:
+    def _piece(self, place: Place, piece: pa.RecordBatch, rows: np.ndarray, memory: Memory) -> Prepared:
         columns = {name: [piece[name]] for name in piece.schema.names}
         try:
             everything = len(rows) == place.num_rows
-            return self._build(RawRows([place], [columns.pop], None if everything else rows), buffers)
+            return self._build(RawRows([place], [columns.pop], None if everything else rows), memory)
         except DamagedError as error:
             self._set_aside(error)
             return self._gap(len(rows))
@@ -266,8 +278,8 @@ class BatchReader:
             raise error
         self.damaged[error.file, error.row_group] = str(error)
 
-    def _build(self, raw: RawRows, buffers: Buffers) -> Prepared:
-        builder = BlockBuilder(self.dataset, raw, buffers)
+    def _build(self, raw: RawRows, memory: Memory) -> Prepared:
+        builder = BlockBuilder(self.dataset, raw, memory)
         block = builder.build()
         return block if self._sampler is None else self._sampler.weighed(block), builder.mended
 

@@ -1,5 +1,6 @@
 import gc
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -7,18 +8,36 @@ import torch
 from pipeline.buffers import Buffers
 
 
-def test_memory_is_used_again_if_it_fits() -> None:
+def test_memory_is_used_again() -> None:
     buffers = Buffers()
-    large, small = buffers.empty((100, 7), np.float32), buffers.empty((10,), np.int64)
-    assert large.shape == (100, 7)
-    assert large.dtype == np.float32
-    places = {"large": large.ctypes.data, "small": small.ctypes.data}
-    del large, small
+    array = buffers.empty((100, 7), np.float32)
+    assert array.shape == (100, 7)
+    assert array.dtype == np.float32
+    place = array.ctypes.data
+    del array
     again = buffers.empty((9,), np.int64)
-    assert again.ctypes.data == places["small"]  # not the large one, which would be wasted on it
-    other = buffers.empty((5, 140), np.int32)
-    assert other.ctypes.data == places["large"]
+    assert again.ctypes.data == place
     assert not np.shares_memory(buffers.empty((9,), np.int64), again)
+
+
+def test_arrays_of_an_arena_share_a_piece_that_comes_back_with_the_last_of_them() -> None:
+    buffers = Buffers()
+    places = []
+    for _ in range(4):  # until a piece is as large as what is asked for together
+        arena = buffers.arena()
+        arrays = [arena.empty(shape, np.int32) for shape in ((3, 5), (0, 2), (30_000,), (7,))]
+        places.append([array.ctypes.data for array in arrays])
+        assert all(place % 64 == 0 for place in places[-1])
+        for number, array in enumerate(arrays):
+            array.fill(number)
+        assert [set(array.ravel().tolist()) for array in arrays] == [{0}, set(), {2}, {3}]
+        del arena
+        last = arrays.pop()
+        del arrays, array
+        assert not np.shares_memory(buffers.empty((3, 5), np.int32), last)
+        del last
+    assert places[-1] == places[-2]
+    assert places[-1] == sorted(places[-1])
 
 
 def test_views_and_tensors_keep_their_memory() -> None:
@@ -60,8 +79,30 @@ def test_memory_comes_back_from_any_thread_and_after_the_buffers_are_gone() -> N
 def test_memory_that_is_too_small_is_let_go() -> None:
     buffers = Buffers()
     for size in range(1, 200):
-        buffers.empty((size,), np.int64)
-    assert len(buffers._free) + len(buffers._returned) == 1
+        buffers.empty((1000 * size,), np.int64)
+    (memory,) = buffers._free
+    assert 8 * 199_000 <= len(memory) < 16 * 199_000
+
+
+def test_memory_that_is_not_needed_any_more_is_let_go() -> None:
+    buffers = Buffers()
+    held = [buffers.empty((9,), np.int64) for _ in range(20)]
+    held.clear()
+    for _ in range(50):
+        held[:] = [buffers.empty((9,), np.int64)]
+    assert len(buffers._free) <= 2
+
+
+def test_threads_get_what_they_ask_for_while_sizes_grow_and_pieces_come_back() -> None:
+    buffers = Buffers()
+
+    def ask(number: int) -> int:
+        return sum(len(buffers.empty((1000 * size + number,), np.int64)) for size in range(300))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(ask, range(4))) == [
+            sum(1000 * size + number for size in range(300)) for number in range(4)
+        ]
 
 
 def test_an_array_without_values() -> None:

@@ -51,6 +51,7 @@ def test_a_run_that_is_killed_ends_as_its_undisturbed_twin(
     assert result.rounds > 0
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_what_does_not_end_is_ended_with_its_stacks(folder: Path, server: ForkServer) -> None:
     arguments = command(Run("", (1,)), folder / "run.yaml", folder / "hung")

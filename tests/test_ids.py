@@ -61,8 +61,15 @@ def test_ids_are_narrow_unless_the_table_is_too_long() -> None:
     narrow, wide = one(range=2**31 - 1)(array).values, one(range=2**31 + 1)(array).values
     assert (str(narrow.dtype), narrow.tolist()) == ("int32", [2**31 - 2, BAD, NULL])
     assert (str(wide.dtype), wide.tolist()) == ("int64", [2**31 - 2, 2**31, NULL])
-    for encoder, dtype in ((one(buckets=2**31 - 1), np.int32), (one(buckets=2**31), np.int64)):
-        assert encoder(array).values.dtype == encoder(array.dictionary_encode()).values.dtype == dtype
+    for buckets, dtype in (
+        (128, np.int8),
+        (129, np.int16),
+        (2**15 + 1, np.int32),
+        (2**31, np.int32),
+        (2**31 + 1, np.int64),
+    ):
+        encoder = one(buckets=buckets)
+        assert encoder(array).values.dtype == encoder(array.dictionary_encode()).values.dtype == encoder.dtype == dtype
 
 
 @pytest.mark.parametrize("type_", STRINGS, ids=str)
