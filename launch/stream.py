@@ -78,6 +78,9 @@ class StreamTraining(Training):
         step = self.loop.position.step
         if self.journal:
             count = len(portion.files)
-            self.journal.event("arrival", step, portion=portion.number, files=count, **evaluation.metrics)
+            self.journal.event(
+                "arrival", step, portion=portion.number, files=count, **evaluation.metrics, **evaluation.details
+            )
+        self.show()
         self.bad_files.tell(step, f"train, portion {portion.number}", found_bad(reader))
         self.loop.reader, self.loop.pace = reader, replace(self.loop.pace, epochs=portion.number + 1)

@@ -64,6 +64,7 @@ class RunTracker:
             self._latest = values["name"]
         if kind not in KINDS:
             return
+        values = {name: value for name, value in values.items() if not isinstance(value, dict)}  # no pictures
         # The interface has one value a key, and TorchX's own tracker reads them in any order: every step has its keys.
         self._metadata({kind: values if kind == "finish" else {str(step): values}})
         if kind == "finish" and self._latest:

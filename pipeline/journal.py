@@ -87,7 +87,7 @@ class Journal:
 
     def step(self, step: int, **values: Any) -> None:
         """Record that `step` training steps are done: kind "train"."""
-        values |= _memory()
+        values |= memory_here()
         with self._lock:
             self._record("train", step, values)
             if self._progress is not None:
@@ -108,10 +108,10 @@ class Journal:
         with self._lock:
             if self._progress is not None:
                 self._progress.close()
-            with self._survive(TENSORBOARD):
+            with self.survive(TENSORBOARD):
                 if self._board is not None:
                     self._board.close()
-            with self._survive(LOG):
+            with self.survive(LOG):
                 if self._log is not None:
                     self._log.close()
             if self._listener is not None:
@@ -129,13 +129,13 @@ class Journal:
             return
         values = {name: _plain(value) for name, value in values.items()}
         line = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
-        with self._survive(LOG):
+        with self.survive(LOG):
             self._reopen()
             # A write that fails may leave half a line. The next one then starts with a new line.
             content = b"\n" * self._torn + json.dumps(line, allow_nan=False).encode() + b"\n"
             self._torn = True
             self._torn = self._log.write(content) < len(content)
-        with self._survive(TENSORBOARD):
+        with self.survive(TENSORBOARD):
             self._add_to_board(kind, step, values)
 
     def _reopen(self) -> None:
@@ -165,7 +165,7 @@ class Journal:
         self._board.flush()
 
     @contextmanager
-    def _survive(self, file: str) -> Iterator[None]:
+    def survive(self, file: str) -> Iterator[None]:
         """Turn an error of the disk, which TensorBoard's thread may wrap in anything, into a warning, once a file."""
         try:
             yield
@@ -236,7 +236,7 @@ def _named(name: str, value: Any) -> str:
     return f"{name} {value:.5g}" if isinstance(value, float) else f"{name} {value}"
 
 
-def _memory() -> dict[str, int]:
+def memory_here() -> dict[str, int]:
     """What this process holds, and of the GPU's memory the most it held."""
     memory = {"rss_bytes": psutil.Process().memory_info().rss}
     if torch.cuda.is_initialized():

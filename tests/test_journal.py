@@ -177,7 +177,7 @@ def test_plain_lines_come_at_an_interval(
 ) -> None:
     clock = Clock()
     monkeypatch.setattr(progress, "time", clock)
-    monkeypatch.setattr("pipeline.journal._memory", lambda: {"rss_bytes": 3 * 2**29, "cuda_bytes": 2**31})
+    monkeypatch.setattr("pipeline.journal.memory_here", lambda: {"rss_bytes": 3 * 2**29, "cuda_bytes": 2**31})
     with Journal(None, total_steps=5000) as journal:
         for step in range(1000, 1026):
             journal.step(
