@@ -46,6 +46,7 @@ class ForkServer:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._process: subprocess.Popen[str] | None = None
+        self._thread: threading.Thread | None = None
         self._lines: queue.Queue[dict[str, Any]] = queue.Queue()
 
     def __enter__(self) -> ForkServer:
@@ -53,9 +54,7 @@ class ForkServer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+        self._stop()
 
     def run(
         self,
@@ -114,6 +113,7 @@ class ForkServer:
         return self._lines.get(timeout=SECONDS_TO_START)
 
     def _start(self) -> None:
+        self._stop()
         self._lines = queue.Queue()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.fault_server"],
@@ -122,8 +122,18 @@ class ForkServer:
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"},
         )
-        threading.Thread(target=_listen, args=(self._process.stdout, self._lines), daemon=True).start()
+        self._thread = threading.Thread(target=_listen, args=(self._process.stdout, self._lines), daemon=True)
+        self._thread.start()
         self._lines.get(timeout=SECONDS_TO_START)  # it is ready
+
+    def _stop(self) -> None:
+        if self._process is not None and self._thread is not None:
+            self._process.kill()
+            self._process.wait()
+            self._thread.join()
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe is not None:
+                    pipe.close()
 
     def _hung(self, pids: Sequence[int], statuses: Mapping[int, int], seconds: float) -> None:
         _signal(pids, statuses, signal.SIGUSR2)

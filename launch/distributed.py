@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import secrets
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from launch.agreement import check_agreement, settings
 from launch.config import Config, PlanConfig, check_world
 from launch.preemption import Preemption
 from launch.roll_call import RollCall, why
+from launch.torchrun import end_with_launcher
 from pipeline.collective import on_rank_0
 from pipeline.errors import Preempted
 
@@ -157,17 +157,6 @@ def job_store(rank: int, seconds: float) -> dist.Store:
             f"rank 0 has not joined the job after {seconds:g} s (run.timeout_seconds): nobody answers at {host}:{port} "
             f"({str(error).partition(chr(10))[0]})"
         ) from None
-
-
-def end_with_launcher() -> None:
-    """Have the system kill this rank when torchrun, whose child it is, ends without a word.
-
-    Otherwise the ranks of a torchrun that was killed would train on, holding the run's directory against their own
-    restart. They could not save: the store that they would agree at is the launcher's.
-    """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def keep_freed_memory() -> None:

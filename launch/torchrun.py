@@ -6,6 +6,7 @@ TorchX, which prints it again.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -79,6 +80,17 @@ def message(rank: int, pid: int, status: int, said: str) -> str:
         f"rankmixer: error: rank {rank} ({socket.gethostname()}, pid {pid}) was ended by {name}{hint}. "
         "The same command goes on from the last checkpoint"
     )
+
+
+def end_with_launcher() -> None:
+    """Have the system kill this rank when torchrun, whose child it is, ends without a word.
+
+    Otherwise the ranks of a torchrun that was killed would train on, holding the run's directory against their own
+    restart. They could not save: the store that they would agree at is the launcher's.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _say(text: str) -> None:

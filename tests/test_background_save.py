@@ -347,9 +347,9 @@ def save_on_ranks(rank: int, world_size: int, folder: str) -> dict[str, Any]:
     outcomes.append(saves.again())
     # Rank 1 ends before it has written: rank 0's thread gives up, and nothing is left of the checkpoint but files.
     if rank == 1:
-        SafetensorsWriter.write_data = lambda *args: threading.Event().wait(2)  # type: ignore[assignment]
+        SafetensorsWriter.write_data = lambda *args: threading.Event().wait(60)  # type: ignore[assignment]
     saves.save(3, {"model": shared, "random": mine}, {})
-    saves.close(seconds=0.1)
+    saves.close(seconds=2.0 if rank == 0 else 0.1)
     return {"outcomes": outcomes, "told": told, "left behind": left_behind()}
 
 

@@ -1,4 +1,8 @@
-"""What an agent says that never gets as far as starting ranks."""
+"""What an agent says that never gets as far as starting ranks, and what becomes of those of one that is killed."""
+
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -20,3 +24,20 @@ def test_hosts_that_do_not_meet(endpoint: str, conf: str, said: str, capsys: pyt
     assert torchrun.main(["--nnodes", "2", *rendezvous, "-m", "launch.cli", "schema"]) == 1
     (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("rankmixer")]
     assert said in message
+
+
+def test_a_rank_ends_with_the_torchrun_that_is_killed() -> None:
+    rank = (
+        "import time; from launch.torchrun import end_with_launcher; end_with_launcher(); "
+        "print('there', flush=True); time.sleep(600)"
+    )
+    torchrun = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {rank!r}])"
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", torchrun], stdout=subprocess.PIPE, env={**os.environ, "TORCHELASTIC_RUN_ID": "1"}
+    )
+    assert launcher.stdout is not None
+    assert launcher.stdout.readline() == b"there\n"
+    launcher.kill()
+    assert launcher.stdout.read() == b"", "the rank, which has the other end too, is still there"
+    launcher.wait()
+    launcher.stdout.close()
