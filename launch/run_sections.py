@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -205,7 +204,7 @@ def span(seconds: float) -> str:
 def number(value: float | None) -> str:
     """A metric.
 
-    >>> number(0.84567), number(14571.0), number(math.nan)
+    >>> number(0.84567), number(14571.0), number(float("nan"))
     ('0.8457', '14,571', 'undefined')
     """
     if value is None or value != value:
