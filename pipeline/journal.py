@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -157,6 +158,7 @@ class Journal:
         if self._board is None:
             from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
 
+            _quiet_the_boards_thread()
             # What an earlier attempt wrote for this step and later ones is hidden.
             self._board = SummaryWriter(str(Path(self.directory, TENSORBOARD)), purge_step=self.resume_step + 1)
         for name, value in values.items():
@@ -194,6 +196,18 @@ def _parsed(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
         for content in log:
             with suppress(ValueError):
                 yield json.loads(content), content.rstrip(b"\n") + b"\n"
+
+
+@functools.cache
+def _quiet_the_boards_thread() -> None:
+    """What ends TensorBoard's thread, a full disk as a rule, is raised at the next flush too, and told once there."""
+    hook = threading.excepthook
+
+    def quiet(ended: threading.ExceptHookArgs) -> None:
+        if not type(ended.thread).__module__.startswith("tensorboard."):
+            hook(ended)
+
+    threading.excepthook = quiet
 
 
 def _open_log(directory: Path, resume_step: int | None) -> BinaryIO:
