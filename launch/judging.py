@@ -65,9 +65,10 @@ class Judge:
         evaluation = evaluate(self.config, self.built, self.ranks, paths)
         self.metrics, self.step = evaluation.metrics, position.step
         self.bad_files.tell(position.step, "evaluate", evaluation.bad)
-        details = {**evaluation.details, "memory": {"ranks": together("cannot read the memory", memory_here)}}
+        memory = together("cannot read the memory", memory_here)
         if self.journal:
-            self.journal.event("evaluate", position.step, epoch=position.epoch, **self.metrics, **details)
+            self.journal.event("evaluate", position.step, epoch=position.epoch, **self.metrics, **evaluation.details)
+            self.journal.note("memory", position.step, ranks=dict(enumerate(memory)))
             self._tell_experts(position, evaluation.load_LTE)
         self.checkup.evaluated(position.step, evaluation)
         score = self.score()

@@ -24,7 +24,7 @@ def placement(log: RunLog) -> list[Figure]:
 
 
 def _memory(log: RunLog, ranks: list[dict[str, int]]) -> Figure:
-    measured = (log.judged or {}).get("memory", {}).get("ranks", [])
+    measured = log.memory
     kind = "cuda_bytes" if measured and "cuda_bytes" in measured[0] else "rss_bytes"
     unit, number = _unit(max(sum(rank.values()) for rank in ranks))
     names = [f"rank {rank}" for rank in range(len(ranks))]

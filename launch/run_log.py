@@ -44,6 +44,7 @@ class RunLog:
         training: what the steps did, thinned.
         evaluations: numbers only; kind "evaluate", or "arrival" for rows that a stream brought.
         judged: the newest of them with its diagram and slices.
+        memory: what every rank held at the newest of them.
         best: the evaluation that the selecting metric puts first.
         experts: the newest record of that kind, `open_experts` the open share of every layer by evaluation.
         finish: the record of that kind, if no attempt followed.
@@ -67,6 +68,7 @@ class RunLog:
         self.judged: Record | None = None
         self.best: Record | None = None
         self._best_score = float("nan")
+        self.memory: list[dict[str, int]] = []
         self.experts: Record | None = None
         self.open_experts: list[Record] = []
         self.finish: Record | None = None
@@ -141,6 +143,8 @@ class RunLog:
             shares = {name: share for name, share in record.items() if name.startswith("active_ratio/")}
             self.open_experts.append({"step": record["step"], **shares})
             self.open_experts = thin(self.open_experts, POINTS)
+        elif kind == "memory":
+            self.memory = list(record["ranks"].values())
         elif kind == "checkpoint":
             self.checkpoint = record
         else:

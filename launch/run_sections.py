@@ -204,9 +204,9 @@ def span(seconds: float) -> str:
 def number(value: float | None) -> str:
     """A metric.
 
-    >>> number(0.84567), number(14571.0), number(None)
+    >>> number(0.84567), number(14571.0), number(float("nan"))
     ('0.8457', '14,571', 'undefined')
     """
-    if value is None:
+    if value is None or value != value:
         return "undefined"
     return f"{value:,.0f}" if value == int(value) and value > 1 else f"{value:.4f}"

@@ -103,6 +103,11 @@ class Journal:
                 shown = [_named(name, value) for name, value in values.items() if not isinstance(value, dict | list)]
                 self._progress.say("  ".join([f"{kind} at step {step:,}", *shown]))
 
+    def note(self, kind: str, step: int, **values: Any) -> None:
+        """Record what nobody need see at once."""
+        with self._lock:
+            self._record(kind, step, values)
+
     def close(self) -> None:
         """Finish the progress line and close the files. Closing twice is fine."""
         with self._lock:

@@ -75,9 +75,10 @@ def a_run(tasks: list[str], name: str = "user") -> list[dict[str, Any]]:
                     "rows": 20.0,
                     "reliability": {task: bins for task in tasks},
                     "slices": slices,
-                    "memory": {"ranks": [{"rss_bytes": 2**30}, {"rss_bytes": 2**31}]},
                 }
             )
+            ranks = {"0": {"rss_bytes": 2**30}, "1": {"rss_bytes": 2**31}}
+            records.append({"kind": "memory", "step": step, "ranks": ranks})
             load = [[[0.0, 0.5, 0.25]] * 4] * 2
             shares = {"active_ratio/layer_0": 0.25, "active_ratio/layer_1": 0.25}
             records.append({"kind": "experts", "step": step, "load_LTE": load, **shares})

@@ -240,3 +240,12 @@ def test_quiet_shows_nothing_and_still_records(tmp_path: Path, capsys: pytest.Ca
         journal.event("note", 1)
     assert capsys.readouterr() == ("", "")
     assert len(read_log(tmp_path)) == 2
+
+
+def test_a_note_is_recorded_and_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Journal(str(tmp_path)) as journal:
+        journal.note("memory", 3, ranks={"0": {"rss_bytes": 5}})
+    assert [(line["kind"], line["step"], line["ranks"]) for line in read_log(str(tmp_path))] == [
+        ("memory", 3, {"0": {"rss_bytes": 5}})
+    ]
+    assert "memory" not in capsys.readouterr().err

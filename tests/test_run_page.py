@@ -74,6 +74,7 @@ def test_plotly_takes_every_chart_of_a_whole_run(tasks: list[str], tmp_path: Pat
     assert len(lines) == 2 * len(tasks)  # evaluation and test
     assert by_title["Load of the experts"]["data"][0]["z"][0] == [0.0, 0.5, 0.25, None, 0.0, 0.5, 0.25]
     assert by_title["Reliability"]["data"][1]["y"] == [0.2] * 3
+    assert "(RSS, libraries included): 1 GiB to 2 GiB a rank" in text
     memory = by_title["Memory of each rank"]["data"]
     assert [trace["x"][0] for trace in memory] == [1600 / 1024, 1600 / 1024, 100_000 / 1024]
 

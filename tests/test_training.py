@@ -41,7 +41,8 @@ def test_the_page_of_the_run_tells_of_all_ranks(trained: Job) -> None:
     assert '<span class="state finished">' in page
     assert "AUC of click" in page
     evaluation = [line for line in read_log(str(trained.folder / "run")) if line["kind"] == "evaluate"][-1]
-    assert [set(rank) for rank in evaluation["memory"]["ranks"]] == [{"rss_bytes"}] * trained.ranks
+    memory = [line for line in read_log(str(trained.folder / "run")) if line["kind"] == "memory"][-1]
+    assert [set(rank) for rank in memory["ranks"].values()] == [{"rss_bytes"}] * trained.ranks
     assert sum(bin["rows"] for bin in evaluation["reliability"]["like"]) == ROWS
     start = read_log(str(trained.folder / "run"))[0]
     assert len(start["plan"]["memory"]) == trained.ranks
