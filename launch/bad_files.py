@@ -86,8 +86,8 @@ def check_resumed(dataset: ParquetDataset, data: Mapping[str, Any], row: int) ->
     raise ValueError(
         f"data.train: found {len(dataset.files.files)} files with {dataset.files.num_rows} rows, cut otherwise into "
         f"files and row groups than when the checkpoint was written ({data['files']} files, {data['rows']} rows); "
-        f"expected the same, for the run stands at row {row} of an epoch. Put them back to resume, or give another "
-        "run.directory."
+        f"expected the same, for the run stands at row {row} of an epoch. Put them back to resume (an older rankmixer "
+        "orders rows in another way: go on with that one), or give another run.directory."
     )
 
 

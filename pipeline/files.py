@@ -16,6 +16,7 @@ import pyarrow.fs as pafs
 from pipeline.footers import Footer, Footers, Schemas
 from pipeline.locate import find
 from pipeline.manifest import Manifest
+from pipeline.order import RULE
 from pipeline.parquet_file import ParquetFile, read_footer, stamps_of
 from pipeline.prefetch import prefetch
 from pipeline.watch import READ_SECONDS, Watch
@@ -134,9 +135,9 @@ class ParquetFiles:
 
     @cached_property
     def layout(self) -> str:
-        """SHA-256 of the rows of all row groups, which decide the order of an epoch."""
+        """SHA-256 of what decides the order of an epoch: the rule, and the rows of all row groups."""
         sizes = [(group.file, group.num_rows) for group in self.row_groups]
-        return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([RULE, *sizes]).encode()).hexdigest()
 
     @property
     def schema(self) -> pa.Schema:

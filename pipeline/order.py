@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 FILE_ORDER_ROWS = 32_768
+RULE = 2
+"""Changes with the order that it gives to the same row groups: a position in one means nothing in the other."""
 
 
 class Window(NamedTuple):
