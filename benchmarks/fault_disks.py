@@ -18,7 +18,7 @@ from benchmarks.fault_server import ForkServer, Hung
 
 SECONDS = 240.0
 PLENTY = 64 << 20
-FULL_AT = range(50_000, 650_000, 50_000)  # bytes of the disk; a checkpoint takes some 150 kB
+FULL_AT = range(50_000, 450_000, 50_000)  # bytes of the disk; a checkpoint takes some 150 kB
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Case:
         ranks: how many.
         overrides: over the common configuration.
         faults: what happens in it.
-        disk: of so many bytes the run directory lies on; None: an ordinary one.
+        disk: how many bytes that holds; None: all there are.
+        on_disk: what is struck, the checkpoints or the whole run directory.
     """
 
     name: str
@@ -43,24 +44,43 @@ class Case:
     overrides: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
     disk: int | None = None
+    on_disk: str = "checkpoints"
 
 
 def cases(directory: Path) -> list[Case]:
     """All cases, each for a run in `directory`."""
     checkpoints = directory / "checkpoints"
     full = [
-        Case(f"a disk of {size // 1000:,} kB is full", "goes on", "o space left on device", disk=size)
+        Case(
+            f"{what} on a disk that is full at {size // 1000} kB, until step 30",
+            "goes on",
+            "",
+            faults=(Fault("step", 30, shell=f"mount -o remount,size={PLENTY} {place}"),),
+            disk=size,
+            on_disk=what,
+        )
+        for what, place in (("checkpoints", checkpoints), ("run directory", directory))
         for size in FULL_AT
     ]
+    full_to_the_end = Case(
+        "checkpoints on a disk that is full to the end", "resumes", "It was to be the last of the job", disk=FULL_AT[0]
+    )
     read_only = (
         Fault("step", 6, shell=f"mount -o remount,ro {checkpoints}"),
         Fault("step", 15, shell=f"mount -o remount,rw {checkpoints}"),
     )
     return [
         *full,
+        full_to_the_end,
         Case("checkpoints read-only for a while", "goes on", "ead-only", 2, faults=read_only, disk=PLENTY),
         Case("checkpoints deleted", "goes on", "", 2, faults=(Fault("step", 10, shell=f"rm -rf {checkpoints}"),)),
-        Case("run directory deleted", "goes on", "", 1, faults=(Fault("step", 10, shell=f"rm -rf {directory}"),)),
+        Case(
+            "run directory deleted",
+            "goes on",
+            "",
+            faults=(Fault("step", 10, shell=f"rm -rf {directory}"),),
+            on_disk="run directory",
+        ),
         Case(
             "a read hangs",
             "resumes",
@@ -90,24 +110,24 @@ def try_case(case: Case, twins: Callable[[int], Outcome], configuration: Path, f
     if case.disk is not None and os.geteuid() != 0:
         return "skipped: mounting a disk of a given size takes root"
     twin = twins(case.ranks)
-    is_whole = case.disk is not None and not case.faults  # all of the run directory, or the checkpoints alone
+    is_whole = case.on_disk == "run directory"  # then lines of the log are lost, of which there is a warning
     with disk(directory if is_whole else directory / "checkpoints", case.disk) as resize:
         try:
             statuses = server.run(case.ranks, arguments, seconds=SECONDS, faults=case.faults)
             said = "\n".join(server.said(rank) for rank in range(case.ranks))
             resize(PLENTY)
             fails = any(statuses.values())
-            if case.says not in said and not (is_whole and not fails):
+            if case.says not in said:
                 return f"does not say {case.says!r}: {said[-1500:]}"
             if "Traceback" in said:
-                return f"a traceback: {said[-1500:]}"
+                return f"a traceback: {said[max(0, said.index('Traceback') - 300) :][:2500]}"
             if fails != (case.expected == "resumes"):
                 return f"statuses {statuses}: {said[-1500:]}"
             if any(server.run(case.ranks, arguments, seconds=SECONDS).values()):
                 return f"does not come to its end afterwards: {server.said(0)[-1500:]}"
         except Hung as hung:
             return str(hung)
-        different = twin.differences(Outcome(directory))
+        different = twin.differences(Outcome(directory), is_told=not is_whole)
     return "; ".join(different)
 
 

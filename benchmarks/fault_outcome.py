@@ -38,15 +38,16 @@ class Outcome:
         self.position = checkpoints.meta(newest)["position"]
         self.weights = whole_tensors(directory / "checkpoints" / newest)
 
-    def differences(self, other: Outcome) -> list[str]:
-        """In what another run is not this one, bit for bit."""
-        found = [f"{key}: {self.told.get(key)}, {other.told.get(key)}" for key in self._told_otherwise(other)]
+    def differences(self, other: Outcome, *, is_told: bool = True) -> list[str]:
+        """In what another run is not this one, bit for bit; without its log if that was not written whole."""
+        unequal = self._told_otherwise(other) if is_told else []
+        found = [f"{key}: {self.told.get(key)}, {other.told.get(key)}" for key in unequal]
         if self.position != other.position:
             found.append(f"it ends at {self.position}, {other.position}")
         names = self.weights.keys() | other.weights.keys()
-        unequal = sorted(name for name in names if not _equal(self.weights.get(name), other.weights.get(name)))
-        if unequal:
-            found.append(f"{len(unequal)} of {len(names)} tensors, {unequal[0]} among them")
+        others = sorted(name for name in names if not _equal(self.weights.get(name), other.weights.get(name)))
+        if others:
+            found.append(f"{len(others)} of {len(names)} tensors, {others[0]} among them")
         return found
 
     def distances(self, other: Outcome) -> dict[str, float]:

@@ -98,7 +98,7 @@ def install(fault: Fault) -> None:
         points: dict[str, tuple[type, str]] = {
             "step": (RankerOptimizer, "follow_schedule"),
             "evaluate": (Metrics, "update"),
-            "read": (Decoder, "open"),
+            "read": (Decoder, "_reader"),
         }
         owner, name = points[fault.point]
         original = getattr(owner, name)

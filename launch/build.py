@@ -42,6 +42,7 @@ class Build:
         plan: every shard of every table.
         dense_parameters: number of parameters outside the tables.
         flops_per_example: forward FLOPs of the head's matrix products.
+        head_bytes: what the dense part takes on every rank, as `rankmixer plan` counts it.
     """
 
     model: DistributedModelParallel
@@ -50,6 +51,7 @@ class Build:
     plan: list[Shard]
     dense_parameters: int
     flops_per_example: int
+    head_bytes: int
 
     @property
     def moes(self) -> list[PerTokenMoE]:
@@ -72,7 +74,23 @@ class Build:
 
 
 def build_ranker(config: Config, device: torch.device) -> Ranker:
-    """The unsharded Ranker, tables and head on the meta device."""
+    """The unsharded Ranker, tables and head on the meta device.
+
+    Raises:
+        ValueError: a size is so large that a tensor's bytes cannot be counted.
+    """
+    try:
+        return _ranker(config, device)
+    except RuntimeError as error:
+        if "Storage size" not in str(error):
+            raise
+        raise ValueError(
+            f"a tensor would be larger than any memory ({str(error).splitlines()[0]}); expected smaller sizes under "
+            "model, or fewer rows or a smaller dim of a table"
+        ) from None
+
+
+def _ranker(config: Config, device: torch.device) -> Ranker:
     schema = config.feature_schema
     tables = embedding_tables(schema, {name: table.dtype for name, table in config.plan.tables.items()})
     embeddings = FeatureEmbeddings(schema, tables)
@@ -144,10 +162,11 @@ def build(config: Config, ranks: Ranks, cluster: Cluster, total_steps: int) -> B
     sharding_plan = plan(config, ranker, cluster)
     shards = plan_shards(sharding_plan, ranker.embeddings)
     dense_parameters = parameters(head)
+    token_ranks = token_group(config, ranks.world_size, ranks.local_world_size)
+    dense_bytes = head_bytes(ranker, token_ranks)
     flops = head.flops_per_example()
     # Initialised here, not by DistributedModelParallel, which draws numbers for the tables that depend on the plan.
     torch.manual_seed(config.train.seed)
-    token_ranks = token_group(config, ranks.world_size, ranks.local_world_size)
     mesh = token_mesh(ranks, token_ranks, config.run.timeout_seconds) if token_ranks > 1 else None
     # BatchReader makes batches of one size: nothing to check.
     dtype = EXCHANGE[config.parallel.exchange]
@@ -180,4 +199,4 @@ def build(config: Config, ranks: Ranks, cluster: Cluster, total_steps: int) -> B
         after_step=partial(head.adapt_penalty, dist.all_reduce) if isinstance(head, RankMixer) else None,
         token_group=mesh.get_group("token") if mesh else None,
     )
-    return Build(model, optimizer, head, shards, dense_parameters, flops)
+    return Build(model, optimizer, head, shards, dense_parameters, flops, dense_bytes)

@@ -132,6 +132,9 @@ class MetricsConfig(Strict):
 
     group: str | None = Field(None, description="column whose values group the rows for GAUC, e.g. user_id")
     auc_bins: PositiveInt | None = Field(None, description="histogram AUC with so many bins; None: exact")
+    slices: list[str] = Field(
+        default_factory=list, description="columns for whose values AUC, NE and calibration are reported apart"
+    )
     select: Literal["auc", "gauc", "logloss", "ne"] = Field("auc", description="metric that names the best checkpoint")
 
 

@@ -30,7 +30,8 @@ def evaluate_checkpoint(config: Config, checkpoint: str, *, as_json: bool = Fals
         if ranks.is_first:
             warn_of_bad("data", evaluation.bad)
             counted = {"bad_files": len(evaluation.bad)} if evaluation.bad else {}
-            result = {"checkpoint": name, **evaluation.metrics, **counted}
+            slices = {key: found for key, found in evaluation.details.items() if key == "slices"}
+            result = {"checkpoint": name, **evaluation.metrics, **slices, **counted}
             show(result, metrics_table(name, evaluation.metrics), as_json=as_json, ends_in_json=True)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,15 +19,17 @@ from launch.bad_files import Entry, found_bad, open_together
 from launch.build import Build
 from launch.config import Config
 from launch.distributed import Ranks
-from launch.paths import group_keys
+from launch.paths import key_columns
 from launch.ranker import Output
 from pipeline.batch import Batch
 from pipeline.collective import together
 from pipeline.hashing import hash_integers, hash_strings
 from pipeline.metrics import Metrics
 from pipeline.reader import BatchReader
+from pipeline.reliability import Reliability
 from pipeline.rows_seen import Rows, RowsSeen
 from pipeline.schema import SEGMENTS
+from pipeline.slices import Slices
 from pipeline.train_pipeline import AgreedPipeline
 from rankmixer_head import Activity
 
@@ -98,34 +101,44 @@ class Evaluation:
         load_LTE: share of the examples for which each expert was open; None without a Sparse-MoE.
         bad: the files and row groups that were not read.
         rows: what the rows held.
+        details: `reliability`, the bins of each task's diagram; with metrics.slices `slices`, metrics by value.
     """
 
     metrics: dict[str, float]
     load_LTE: torch.Tensor | None
     bad: list[Entry]
     rows: Rows
+    details: dict[str, Any]
 
 
 def evaluate(config: Config, built: Build, ranks: Ranks, paths: str | list[str]) -> Evaluation:
     """Run the model as it is served over `paths`. Collective."""
     group = config.metrics.group
-    reader = pass_reader(config, ranks, paths, keys=group_keys(config))
+    reader = pass_reader(config, ranks, paths, keys=key_columns(config))
     metrics = Metrics(config.feature_schema.tasks, group=group, auc_bins=config.metrics.auc_bins)
+    reliability = Reliability(config.feature_schema.tasks)
+    slices = Slices(config.feature_schema.tasks, config.metrics.slices, auc_bins=config.metrics.auc_bins)
     seen = RowsSeen(config.feature_schema, ranks.device)
     activity = Activity(built.moes) if built.moes else None
     for output in outputs(built, ranks, reader):
         batch = output.batch
         groups_B = group_ids(batch, group) if group else None
         metrics.update(output.logits_BK, batch.labels_BK, batch.weights_B, groups_B)
+        reliability.update(output.logits_BK, batch.labels_BK, batch.weights_B)
+        if slices.columns and batch.keys is not None:
+            slices.update(output.logits_BK, batch.labels_BK, batch.weights_B, batch.keys)
         seen.add(batch)
         if activity:
             activity.add()
     computed, bad, rows = metrics.compute(ranks.control), found_bad(reader), seen.total(ranks.control)
+    details: dict[str, Any] = {"reliability": reliability.compute(ranks.control)}
+    if slices.columns:
+        details["slices"] = slices.compute(ranks.control)
     if activity is None:
-        return Evaluation(computed, None, bad, rows)
+        return Evaluation(computed, None, bad, rows, details)
     load_LTE = activity.load_LTE(partial(dist.all_reduce, group=ranks.control))
     computed |= {"active_ratio": load_LTE.mean().item(), "dead_experts": int((load_LTE == 0).sum())}
-    return Evaluation(computed, load_LTE, bad, rows)
+    return Evaluation(computed, load_LTE, bad, rows, details)
 
 
 def group_ids(batch: Batch, column: str) -> torch.Tensor:

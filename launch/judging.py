@@ -13,10 +13,10 @@ from launch.checkup import Checkup
 from launch.config import Config
 from launch.distributed import Ranks
 from launch.job import evaluate, managed_rows
-from pipeline.journal import Journal
+from pipeline.collective import together
+from pipeline.journal import Journal, memory_here
 from pipeline.loop import Position
-
-LOWER_IS_BETTER = ("logloss", "ne")
+from pipeline.metrics import score
 
 
 class Judge:
@@ -65,8 +65,10 @@ class Judge:
         evaluation = evaluate(self.config, self.built, self.ranks, paths)
         self.metrics, self.step = evaluation.metrics, position.step
         self.bad_files.tell(position.step, "evaluate", evaluation.bad)
+        memory = together("cannot read the memory", memory_here)
         if self.journal:
-            self.journal.event("evaluate", position.step, epoch=position.epoch, **self.metrics)
+            self.journal.event("evaluate", position.step, epoch=position.epoch, **self.metrics, **evaluation.details)
+            self.journal.note("memory", position.step, ranks=dict(enumerate(memory)))
             self._tell_experts(position, evaluation.load_LTE)
         self.checkup.evaluated(position.step, evaluation)
         score = self.score()
@@ -85,11 +87,7 @@ class Judge:
 
     def score(self) -> float:
         """The selecting metric of the last evaluation, higher is better; the mean over tasks."""
-        name = self.config.metrics.select
-        tasks = self.config.feature_schema.tasks
-        keys = [name] if len(tasks) == 1 else [f"{task}/{name}" for task in tasks]
-        mean = sum(self.metrics[key] for key in keys) / len(keys)
-        return -mean if name in LOWER_IS_BETTER else mean
+        return score(self.metrics, self.config.metrics.select, self.config.feature_schema.tasks)
 
     def _tell_experts(self, position: Position, load_LTE: torch.Tensor | None) -> None:
         """Record how the load lies on the experts of a Sparse-MoE."""

@@ -15,6 +15,7 @@ from launch.config import Config
 from pipeline.checkpoint import Checkpoints
 from pipeline.checkpoint_files import NAME
 from pipeline.dataset import ParquetDataset
+from pipeline.slices import check_sliceable
 
 
 def check_training(config: Config) -> None:
@@ -33,16 +34,20 @@ def check_training(config: Config) -> None:
     check_files(config, config.data.train)
     for paths in (config.data.evaluate, config.data.test):
         if paths is not None:
-            check_files(config, paths, keys=group_keys(config))
+            keys = check_files(config, paths, keys=key_columns(config)).keys_schema
+            for column in config.metrics.slices:
+                check_sliceable(keys.field(column).type, column)
 
 
-def check_files(config: Config, paths: str | list[str], *, keys: Sequence[str] = (), labels: bool = True) -> None:
-    """Check the footers of files against the schema; with `data.on_bad_file: skip` one that agrees is enough.
+def check_files(
+    config: Config, paths: str | list[str], *, keys: Sequence[str] = (), labels: bool = True
+) -> ParquetDataset:
+    """Open files and check their footers against the schema; with `data.on_bad_file: skip` one that agrees is enough.
 
     Raises:
         ValueError: file, column, what was found, what was expected, what to do.
     """
-    ParquetDataset(paths, config.feature_schema, keys=keys, labels=labels, **opening(config))
+    return ParquetDataset(paths, config.feature_schema, keys=keys, labels=labels, **opening(config))
 
 
 def opening(config: Config) -> dict[str, Any]:
@@ -65,9 +70,10 @@ def check_output(out: str) -> None:
         raise ValueError(f"{out} exists; remove it or give another --out")
 
 
-def group_keys(config: Config) -> list[str]:
-    """The column that evaluation needs besides those of the schema, if any."""
-    return [config.metrics.group] if config.metrics.group else []
+def key_columns(config: Config) -> list[str]:
+    """The columns that evaluation needs besides those of the schema, if any."""
+    group = [config.metrics.group] if config.metrics.group else []
+    return list(dict.fromkeys([*group, *config.metrics.slices]))
 
 
 def manifests_of(config: Config) -> str:

@@ -16,7 +16,7 @@ from launch.paths import (
     checkpoints_of,
     choose_checkpoint,
     evaluation_paths,
-    group_keys,
+    key_columns,
 )
 
 
@@ -41,7 +41,7 @@ def check_job(arguments: Sequence[str], world_size: int, *, files_are_here: bool
                 check_output(parsed.out)
                 check_files(config, parsed.data, keys=parsed.keys, labels=False)
             else:
-                check_files(config, evaluation_paths(config), keys=group_keys(config))
+                check_files(config, evaluation_paths(config), keys=key_columns(config))
             choose_checkpoint(checkpoints_of(config), parsed.checkpoint)
             with_trained_schema(config)
     except ValueError as error:

@@ -9,7 +9,9 @@ from launch.job import evaluate, training_reader
 from launch.paths import opening
 from launch.train import Training
 from pipeline.arrivals import Arrivals, Portion
+from pipeline.collective import on_rank_0
 from pipeline.dataset import ParquetDataset
+from pipeline.journal import read_log
 from pipeline.locate import urls
 from pipeline.loop import Pace, Position
 from pipeline.reader import BatchReader
@@ -45,6 +47,11 @@ class StreamTraining(Training):
 
     def train_rows(self) -> None:
         """Train on portion after portion, until nothing comes any more."""
+        position = self.loop.position
+        if position.row == 0 and position.step != self.config.train.max_steps:
+            portion = self.arrivals.recorded(position.epoch)
+            if portion is not None and not self._is_judged(portion):  # a kill came between its arrival and this
+                self._begin(portion)
         while not self.loop.run():
             if self.loop.position.step == self.config.train.max_steps:
                 return
@@ -52,6 +59,15 @@ class StreamTraining(Training):
             if portion is None:
                 return
             self._begin(portion)
+
+    def _is_judged(self, portion: Portion) -> bool:
+        """Whether the log says so; of the first nobody asks. Collective."""
+
+        def is_told() -> bool:
+            lines = read_log(self.config.run.directory)
+            return any(line["kind"] == "arrival" and line["portion"] == portion.number for line in lines)
+
+        return portion.number == 0 or bool(on_rank_0("cannot read the log", is_told))
 
     def _begin(self, portion: Portion) -> None:
         """Judge the model on rows that it has not seen, then let it train on them."""
@@ -62,6 +78,9 @@ class StreamTraining(Training):
         step = self.loop.position.step
         if self.journal:
             count = len(portion.files)
-            self.journal.event("arrival", step, portion=portion.number, files=count, **evaluation.metrics)
+            self.journal.event(
+                "arrival", step, portion=portion.number, files=count, **evaluation.metrics, **evaluation.details
+            )
+        self.show()
         self.bad_files.tell(step, f"train, portion {portion.number}", found_bad(reader))
         self.loop.reader, self.loop.pace = reader, replace(self.loop.pace, epochs=portion.number + 1)

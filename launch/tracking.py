@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from launch.config import Config
 
 KINDS = ("start", "evaluate", "arrival", "diverged", "finish")  # of the journal's events, those that are told
+PICTURED = ("plan", "config", "reliability", "slices")  # for report.html; the configuration is told by itself
 SECONDS = 10.0  # the end of a job waits so long for trackers that have not recorded everything
 
 
@@ -64,6 +65,7 @@ class RunTracker:
             self._latest = values["name"]
         if kind not in KINDS:
             return
+        values = {name: value for name, value in values.items() if name not in PICTURED}
         # The interface has one value a key, and TorchX's own tracker reads them in any order: every step has its keys.
         self._metadata({kind: values if kind == "finish" else {str(step): values}})
         if kind == "finish" and self._latest:

@@ -6,12 +6,13 @@ import gc
 import math
 import socket
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 from launch.bad_files import BadFileReport, check_resumed, found_bad
 from launch.build import Build, build
 from launch.checkup import Checkup
-from launch.config import Config
+from launch.config import Config, dump_config
 from launch.distributed import Ranks, check_world_here, cluster_here, process_group
 from launch.health import largest_weight, layer_statistics
 from launch.job import evaluate, training_reader
@@ -20,10 +21,12 @@ from launch.learnt import with_schema_to_train
 from launch.output import print_result
 from launch.paths import checkpoints_of
 from launch.peak import peak_flops
+from launch.plan import planned_memory
 from launch.restoring import choose_whole, record_damaged, restore
 from launch.retries import marking_mistakes
 from launch.rollback import Rollbacks
 from launch.run_lock import RunLock
+from launch.run_page import PAGE, RunPage
 from launch.saving import Saver
 from launch.settle import settle_buckets
 from launch.traces import StepTrace
@@ -104,6 +107,7 @@ class Training:
         self.peak = config.train.peak_tflops * 1e12 if config.train.peak_tflops else peak_flops(ranks.device)
         self.hosts = ", ".join(dict.fromkeys(together("cannot name the hosts", socket.gethostname)))
         self.journal = self._journal(resumed)
+        self.page = RunPage(config.run.directory)
         record_damaged(self.journal, position.step, damaged)
         record_warm_start(self.journal, config.run.directory, warm)
         self.bad_files = BadFileReport(config.run.directory, self.journal)
@@ -164,6 +168,7 @@ class Training:
             "start",
             resume_step,
             resumed_from=resumed,
+            total_steps=self.total_steps,
             world_size=self.ranks.world_size,
             hosts=self.hosts,
             dense_parameters=self.built.dense_parameters,
@@ -171,6 +176,11 @@ class Training:
             flops_per_example=self.built.flops_per_example,
             peak_tflops=self.peak / 1e12,
             versions=versions(),
+            plan={
+                "shards": [asdict(shard) for shard in self.built.plan],
+                "memory": planned_memory(self.config, self.ranks.world_size, self.built.plan, self.built.head_bytes),
+            },
+            config=dump_config(self.config),
         )
         if self.rollbacks.news:
             journal.event("rollback", resume_step, **self.rollbacks.news)
@@ -181,6 +191,7 @@ class Training:
         try:
             with self.ranks.preemption.listening():
                 self.bad_files.tell(self.loop.position.step, "train", found_bad(self.loop.reader))
+                self.show()
                 self.built.model.train()
                 if not self.judge.has_seen_enough:  # and then was killed or told to leave
                     self.train_rows()
@@ -192,8 +203,15 @@ class Training:
         finally:
             self.trace.close(self.loop.position.step)
             self.saver.close()
+            self.show(has_ended=True)
             if self.journal:
                 self.journal.close()
+
+    def show(self, *, has_ended: bool = False) -> None:
+        """Write the run's page, which no disk that fails may turn into the end of the job."""
+        if self.journal:
+            with self.journal.survive(PAGE):
+                self.page.refresh(has_ended=has_ended)
 
     def _farewell(self) -> str:
         """What to say when the job was told to leave and its last checkpoint is whole. Collective; in the log."""
@@ -253,7 +271,9 @@ class Training:
         if self.config.data.evaluate is None:
             return False
         self.pipeline.detach()
-        return self.judge.evaluate(position, self.config.data.evaluate)
+        is_enough = self.judge.evaluate(position, self.config.data.evaluate)
+        self.show()
+        return is_enough
 
     def tell_mended(self, position: Position) -> None:
         """Say how many values the schema's policies have mended in the training rows so far, on all ranks."""
@@ -280,6 +300,7 @@ class Training:
         config = self.config
         self.saver.finish()
         result: dict[str, Any] = {"steps": self.loop.position.step, **self.judge.metrics}
+        details: dict[str, Any] = {}
         if config.data.test is not None:
             best, damaged = choose_whole(self.checkpoints, self.ranks, "best")
             record_damaged(self.journal, self.loop.position.step, damaged)
@@ -288,6 +309,7 @@ class Training:
                 restore(self.built, self.ranks, self.checkpoints, best, config)
             evaluation = evaluate(config, self.built, self.ranks, config.data.test)
             self.bad_files.tell(self.loop.position.step, "test", evaluation.bad)
+            details = evaluation.details
             result = {
                 "steps": self.loop.position.step,
                 "checkpoint": best,
@@ -295,5 +317,5 @@ class Training:
             }
         result |= self.rollbacks.result()
         if self.journal:
-            self.journal.event("finish", self.loop.position.step, **result)
+            self.journal.event("finish", self.loop.position.step, **result, **details)
         return result

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from pipeline.atomic import new_directory
 from pipeline.column_profile import ColumnProfile, as_type
 from pipeline.csv_file import read_blocks
-from pipeline.propose import config_text, left_out, schema_text
+from pipeline.propose import config_text, doubt, left_out, schema_text
 from pipeline.split import PARTS, RandomSplit, TimeSplit
 
 LABELS = ("label", "click", "clicked", "is_click", "target")
@@ -56,6 +56,8 @@ def import_csv(
     for profile in columns:
         if not profile.is_label and (reason := left_out(profile)) is not None:
             print(f"left out {profile.name}: {reason}")
+        if not profile.is_label and (question := doubt(profile)) is not None:
+            print(f"kept as text {profile.name}: {question}")
     print(f"{rows[0]:,} rows train, {rows[1]:,} evaluate, {rows[2]:,} test, {_how(split, columns)}")
     print(f"now read {Path(out, 'schema.yaml')}, then: rankmixer train --config {Path(out, 'run.yaml')}")
 

@@ -14,7 +14,7 @@ from pipeline.time_units import Seconds, check_timezone
 from pipeline.vocabulary import read_vocabulary
 
 # FBGEMM's tables want a width divisible by 4.
-Dim = Annotated[int, Field(ge=4, multiple_of=4, description="Embedding width; a multiple of 4.")]
+Dim = Annotated[int, Field(ge=4, le=2**16, multiple_of=4, description="Embedding width; a multiple of 4.")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Quantiles = Annotated[
     int | None,

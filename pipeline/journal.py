@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -86,7 +87,7 @@ class Journal:
 
     def step(self, step: int, **values: Any) -> None:
         """Record that `step` training steps are done: kind "train"."""
-        values |= _memory()
+        values |= memory_here()
         with self._lock:
             self._record("train", step, values)
             if self._progress is not None:
@@ -102,15 +103,20 @@ class Journal:
                 shown = [_named(name, value) for name, value in values.items() if not isinstance(value, dict | list)]
                 self._progress.say("  ".join([f"{kind} at step {step:,}", *shown]))
 
+    def note(self, kind: str, step: int, **values: Any) -> None:
+        """Record what nobody need see at once."""
+        with self._lock:
+            self._record(kind, step, values)
+
     def close(self) -> None:
         """Finish the progress line and close the files. Closing twice is fine."""
         with self._lock:
             if self._progress is not None:
                 self._progress.close()
-            with self._survive(TENSORBOARD):
+            with self.survive(TENSORBOARD):
                 if self._board is not None:
                     self._board.close()
-            with self._survive(LOG):
+            with self.survive(LOG):
                 if self._log is not None:
                     self._log.close()
             if self._listener is not None:
@@ -128,13 +134,13 @@ class Journal:
             return
         values = {name: _plain(value) for name, value in values.items()}
         line = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
-        with self._survive(LOG):
+        with self.survive(LOG):
             self._reopen()
             # A write that fails may leave half a line. The next one then starts with a new line.
             content = b"\n" * self._torn + json.dumps(line, allow_nan=False).encode() + b"\n"
             self._torn = True
             self._torn = self._log.write(content) < len(content)
-        with self._survive(TENSORBOARD):
+        with self.survive(TENSORBOARD):
             self._add_to_board(kind, step, values)
 
     def _reopen(self) -> None:
@@ -152,6 +158,7 @@ class Journal:
         if self._board is None:
             from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
 
+            _quiet_the_boards_thread()
             # What an earlier attempt wrote for this step and later ones is hidden.
             self._board = SummaryWriter(str(Path(self.directory, TENSORBOARD)), purge_step=self.resume_step + 1)
         for name, value in values.items():
@@ -163,7 +170,7 @@ class Journal:
         self._board.flush()
 
     @contextmanager
-    def _survive(self, file: str) -> Iterator[None]:
+    def survive(self, file: str) -> Iterator[None]:
         """Turn an error of the disk, which TensorBoard's thread may wrap in anything, into a warning, once a file."""
         try:
             yield
@@ -189,6 +196,18 @@ def _parsed(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
         for content in log:
             with suppress(ValueError):
                 yield json.loads(content), content.rstrip(b"\n") + b"\n"
+
+
+@functools.cache
+def _quiet_the_boards_thread() -> None:
+    """What ends TensorBoard's thread, a full disk as a rule, is raised at the next flush too, and told once there."""
+    hook = threading.excepthook
+
+    def quiet(ended: threading.ExceptHookArgs) -> None:
+        if not type(ended.thread).__module__.startswith("tensorboard."):
+            hook(ended)
+
+    threading.excepthook = quiet
 
 
 def _open_log(directory: Path, resume_step: int | None) -> BinaryIO:
@@ -222,7 +241,7 @@ def _named(name: str, value: Any) -> str:
     return f"{name} {value:.5g}" if isinstance(value, float) else f"{name} {value}"
 
 
-def _memory() -> dict[str, int]:
+def memory_here() -> dict[str, int]:
     """What this process holds, and of the GPU's memory the most it held."""
     memory = {"rss_bytes": psutil.Process().memory_info().rss}
     if torch.cuda.is_initialized():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,7 @@ from pipeline.ranking import all_sum, exact_auc, grouped_auc, histogram_auc, rou
 
 # Logits beyond +-LOGIT_LIMIT share the first and last histogram bin; the error bound counts them like any other bin.
 LOGIT_LIMIT = 16.0
+LOWER_IS_BETTER = ("logloss", "ne")
 SUMS = ("loss", "prediction", "positive", "weight", "rows", "bad_labels", "bad_weights")
 
 
@@ -133,6 +134,13 @@ class Metrics:
         cell_BK = (task_K * num_bins + scaled_BK.clamp(0, num_bins - 1).long()) * 2 + (signed_BK > 0)
         self._bins_KC2.view(-1).index_add_(0, cell_BK.flatten(), signed_BK.abs().double().flatten())
 
+    def add(self, other: Metrics) -> None:
+        """Take over the rows of `other`, which has the same tasks, group and bins."""
+        self._sums_KS += other._sums_KS
+        self._bins_KC2 += other._bins_KC2
+        self._batches += other._batches
+        self._groups += other._groups
+
     @torch.no_grad()
     def compute(self, group: ProcessGroup | None = None) -> dict[str, float]:
         """The metrics over the rows of all ranks; every rank of `group` must call it, and gets the same floats.
@@ -184,6 +192,18 @@ class Metrics:
                 )
             if sums["bad_weights"]:
                 raise ValueError(f"{sums['bad_weights']:.0f} weights are negative or not finite, expected 0 or more")
+
+
+def score(metrics: Mapping[str, float | None], select: str, tasks: Sequence[str]) -> float:
+    """A metric as a number of which more is better: the mean over tasks; nan if it is not defined for one of them.
+
+    >>> score({"click/ne": 0.5, "buy/ne": 0.75}, "ne", ["click", "buy"])
+    -0.625
+    """
+    keys = [select] if len(tasks) == 1 else [f"{task}/{select}" for task in tasks]
+    values = [metrics.get(key) for key in keys]
+    mean = sum(math.nan if value is None else value for value in values) / len(keys)
+    return -mean if select in LOWER_IS_BETTER else mean
 
 
 def _pointwise(sums: dict[str, float]) -> dict[str, float]:

@@ -11,6 +11,8 @@ from torch import nn
 from pipeline.column_profile import MAX_DISTINCT, ColumnProfile, suggest_buckets, suggest_dim
 
 MAX_RANGE = 1_000_000
+DECIMAL_COMMA = re.compile(r"-?[0-9]+(,[0-9]+)?")
+OTHER_DATE = re.compile(r"[0-9]{1,2}[./-][0-9]{1,2}[./-][0-9]{2,4}\b")
 # Columns that are likely to say whose row it is: AUC within each of them is what a ranking is for.
 GROUP = re.compile(r"(user|visitor|customer|client|member|session)([ _]?id)?", re.IGNORECASE)
 
@@ -119,6 +121,17 @@ def left_out(profile: ColumnProfile) -> str | None:
     return None
 
 
+def doubt(profile: ColumnProfile) -> str | None:
+    """What a column of text may be meant as, that is not understood."""
+    if profile.type != "string":
+        return None
+    if all(map(DECIMAL_COMMA.fullmatch, profile.values)) and any("," in value for value in profile.values):
+        return "numbers with a decimal comma? Write them with a point"
+    if profile.values and all(map(OTHER_DATE.match, profile.values)):
+        return "dates? Write them as 2024-06-01"
+    return None
+
+
 def _time_lines(profile: ColumnProfile, names: _Names) -> list[str]:
     since = {} if profile.unit is None else {"unit": profile.unit}
     seen = f"{_count(len(profile.values))} times, such as {_shorten(min(profile.values))}"
@@ -150,10 +163,12 @@ def _id_line(profile: ColumnProfile, names: _Names) -> str:
         elements = profile.elements[profile.separator]
         keys = {"kind": "id_list", "separator": profile.separator, **_hashed(len(elements))}
         seen = f"lists of {_count(len(elements))} values, such as {_shorten(min(elements, key=len))}"
-        return names.line(profile.name, profile.name, keys, f"{seen}; if it is no list: kind: id without separator")
+        hint = doubt(profile) or "if it is no list: kind: id without separator"
+        return names.line(profile.name, profile.name, keys, f"{seen}; {hint}")
     if not profile.is_number:
         seen = f"{_count(distinct)} values, such as {_shorten(min(profile.values))}"
-        return names.line(profile.name, profile.name, {"kind": "id", **_hashed(distinct)}, seen)
+        hint = f"; {doubt(profile)}" if doubt(profile) else ""
+        return names.line(profile.name, profile.name, {"kind": "id", **_hashed(distinct)}, seen + hint)
     seen = f"{_count(distinct)} values, {profile.least:.0f} to {profile.most:.0f}"
     if profile.least >= 0 and profile.most < min(MAX_RANGE, 1000 + 16 * distinct):
         rows = int(profile.most) + 1

@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 
 from pipeline.hashing import hash_integers, hash_strings
 
-MEMORY_BYTES = 1 << 28
+MEMORY_BYTES = 1 << 26  # merging them takes about four times as much
 PARTS = 64
-_BATCH = 1 << 16
+_BATCH = 1 << 12  # rows of each part that are Python objects at a time
 
 
 class WordCounts:

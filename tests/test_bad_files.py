@@ -14,9 +14,10 @@ from launch.bad_files import BadFileReport, check_resumed, found_bad, open_toget
 from launch.config import Config, load_config
 from launch.distributed import Ranks
 from launch.paths import check_training
+from pipeline.blocks import LOST
 from pipeline.dataset import ParquetDataset
 from pipeline.journal import Journal, read_log
-from pipeline.reader import LOST, BatchReader
+from pipeline.reader import BatchReader
 from tests.damage import ROWS, SCHEMA, damage, table, write
 from tests.job import Job
 

@@ -7,7 +7,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.sparse.jagged_tensor_validator import validate_keyed_jagged_tensor
 
 from pipeline.bags import Bags
-from pipeline.batch import Batch, Block, assemble
+from pipeline.batch import Batch, Block, assemble, without_the_rest
 
 KEYS = ["user", "history", "city"]
 # user: one id a row. history: lists with weights. city: at most one id a row.
@@ -54,6 +54,23 @@ def test_pieces_follow_each_other_and_padding_ends_them() -> None:
     assert batch.weights_B.tolist() == [3, 4, 1, 0, 0]
     assert batch.keys is not None
     assert batch.keys["session"].to_pylist() == ["c", "d", "a"]
+
+
+def test_the_smaller_part_of_a_block_goes_on_without_the_rest() -> None:
+    whole = block()
+    for start, stop in ((2, 4), (1, 2), (3, 4), (2, 2)):
+        piece = without_the_rest(whole, start, stop)
+        assert len(piece[0]) == stop - start
+        for array in (piece[0].dense_FN, piece[0].weights_N, piece[0].bags[0].values, piece[0].bags[1].values):
+            assert not any(np.shares_memory(array, other) for other in (whole.dense_FN, whole.weights_N))
+            assert not any(np.shares_memory(array, bags.values) for bags in whole.bags)
+        found, expected = (assemble(KEYS, [some], size=2, weighted=True) for some in (piece, (whole, start, stop)))
+        for name in ("values", "lengths", "weights"):
+            assert getattr(found.sparse, name)().tolist() == getattr(expected.sparse, name)().tolist()
+        for name in ("dense_BF", "labels_BK", "weights_B"):
+            assert getattr(found, name).tolist() == getattr(expected, name).tolist()
+        assert found.keys == expected.keys
+    assert without_the_rest(whole, 1, 4) == (whole, 1, 4)  # the greater part: copying it would gain little
 
 
 def test_types_and_counts_are_what_torchrec_wants() -> None:

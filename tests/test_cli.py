@@ -55,6 +55,21 @@ def test_a_run_directory_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFi
     assert f"but {job.config} is not a directory; give another" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("country", "a.parquet, column 'country': found no such column; expected one"),
+        ("tags", "metrics.slices: column tags is list<element: int64>; expected one value a row"),
+    ],
+)
+def test_slices_are_checked_before_anything_starts(
+    column: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = Job(tmp_path)
+    assert main(["train", "--config", str(job.config), f"metrics.slices=[city, {column}]"]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_prediction_is_checked_before_anything_starts(tmp_path: Path) -> None:
     job = Job(tmp_path)
     predict = ["predict", "--config", str(job.config), "--data", str(tmp_path / "test"), "--out"]
@@ -120,6 +135,7 @@ def test_from_a_csv_to_a_trained_model(tmp_path: Path, capsys: pytest.CaptureFix
         "model": "{tokens: 4, width: 16, layers: 1}",
         "optimizer.dense.lr": 0.01,
         "train": "{epochs: 5, peak_tflops: 1.0}",
+        "metrics": "{slices: [film, price]}",
         "run.directory": f"{tmp_path}/run",
     }
     threads = gloo_threads()
@@ -133,4 +149,10 @@ def test_from_a_csv_to_a_trained_model(tmp_path: Path, capsys: pytest.CaptureFix
     report = capsys.readouterr().out
     assert "Quality" in report
     assert json.loads(report.splitlines()[-1])["auc"] == result["auc"]
-    assert (tmp_path / "run" / "learning_curve.png").stat().st_size > 1000
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "finished" in page
+    assert "AUC by film" in page
+    assert main(["evaluate", "--config", str(out / "run.yaml"), *arguments]) == 0
+    by_film = json.loads(capsys.readouterr().out.splitlines()[-1])["slices"]["film"]
+    assert sum(entry["rows"] for entry in by_film["values"]) == result["rows"]
+    assert by_film["values"][0]["auc"] > 0.9

@@ -156,6 +156,23 @@ def test_names_that_yaml_torchrec_or_the_schema_would_misread(tmp_path: Path) ->
     }
 
 
+@pytest.mark.parametrize(
+    ("values", "question"),
+    [
+        (["12,50", "7", "0,5"], "numbers with a decimal comma? Write them with a point"),
+        (["01.06.2024", "2/6/24"], "dates? Write them as 2024-06-01"),
+        (["1,2,3", "3", "1,2"], None),
+    ],
+)
+def test_what_may_be_meant_as_something_else_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], values: list[str], question: str | None
+) -> None:
+    lines = [f"{value};{row % 2}" for row, value in enumerate(values * 10)]
+    _, text = imported(tmp_path, "x;click\n" + "\n".join(lines))
+    assert (f"; {question}\n" in text) == (question is not None)
+    assert (f"kept as text x: {question}\n" in capsys.readouterr().out) == (question is not None)
+
+
 @pytest.mark.parametrize("words", [("0.0", "1.0"), ("no", "Yes"), ("False", "TRUE"), ("n", "y")])
 def test_what_a_label_may_read(tmp_path: Path, words: tuple[str, str]) -> None:
     lines = [f"{i % 3},{words[i % 4 > 0]}" for i in range(40)]

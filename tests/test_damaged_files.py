@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from pipeline.blocks import LOST
 from pipeline.dataset import ParquetDataset
 from pipeline.errors import DataError
 from pipeline.files import ParquetFiles
-from pipeline.reader import LOST, BatchReader
+from pipeline.reader import BatchReader
 from tests.damage import ROWS, SCHEMA, batches, damage, rows_of, table, write
 from tests.stalling import Stalling
 

@@ -28,7 +28,7 @@ DOCS = ROOT / "docs"
 def commands(page: str, after: str) -> list[str]:
     """The lines of the page's blocks from a heading on, less those that a shell of the user's runs once."""
     text = (DOCS / page).read_text().partition(f"\n## {after}\n")[2]
-    return re.findall(r"^    ((?:rankmixer|cat|python|torchx) .*)$", text, re.MULTILINE)
+    return re.findall(r"^    ((?:rankmixer|cat|python) .*)$", text, re.MULTILINE)
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def own_csv(path: Path, rows: int, label: bool) -> None:
 def test_your_own_data_in_ten_minutes(tmp_path: Path) -> None:
     own_csv(tmp_path / "clicks.csv", 900, label=True)
     own_csv(tmp_path / "new.csv", 50, label=False)
-    printed = {command: run(command) for command in commands("own_data.md", "Import it") if "torchx" not in command}
+    printed = {command: run(command) for command in commands("own_data.md", "Import it")}
     assert len(printed) == 10
     (imported,) = (text for command, text in printed.items() if "--time when" in command)
     assert "900 rows, 8 columns" in imported
@@ -98,12 +98,28 @@ def test_quickstart(tmp_path: Path) -> None:
     official_100k(tmp_path / "ml-100k.zip")
     run("rankmixer data ml-100k --out data/ml-100k --source ml-100k.zip")  # what `make demo` fetches
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    lines = commands("index.md", "The same by hand")
-    assert len(lines) == 6
+    *lines, plan = commands("index.md", "The same by hand")
+    assert len(lines) == 5
     for command in lines:
         run(command)
     assert (tmp_path / "scores" / "part-00000.parquet").exists()
+    assert plan.startswith("rankmixer plan")  # test_what_takes_longer runs it
     assert re.search(r"^demo:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")
+def test_what_takes_longer(tmp_path: Path) -> None:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    assert "head: " in run(commands("index.md", "The same by hand")[-1])
+    own_csv(tmp_path / "clicks.csv", 900, label=True)
+    lines = commands("own_data.md", "Import it")
+    run(lines[0])
+    (in_two_processes,) = re.findall(r"`(torchx run .*?)`", (DOCS / "own_data.md").read_text())
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(shlex.split(in_two_processes), env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert '"test_auc"' in done.stderr  # what the ranks print, as TorchX passes it on
 
 
 def test_the_site_is_built_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from benchmarks import fault_configurations
 from benchmarks.fault_kills import Forked, disturb, faults
 from benchmarks.fault_outcome import Outcome
 from benchmarks.fault_points import Fault
-from benchmarks.fault_runs import MOE, WIDE, Run, command, write_configuration, write_data
+from benchmarks.fault_runs import MOE, RUNS, WIDE, Run, command, prepare, write_configuration, write_data
 from benchmarks.fault_server import ForkServer, Hung
 from pipeline.journal import read_log
 
@@ -49,6 +49,24 @@ def test_a_run_that_is_killed_ends_as_its_undisturbed_twin(
     result = disturb(short, kills, 1, folder / "run.yaml", folder / "runs", Forked(server))
     assert (result.kills, result.lost, result.different) == (kills, [], [])
     assert result.rounds > 0
+
+
+def test_a_portion_of_a_stream_that_a_kill_kept_from_being_judged_is_judged(folder: Path, server: ForkServer) -> None:
+    (run,) = (run for run in RUNS if run.name.startswith("stream"))
+    configuration, outcomes = folder / "run.yaml", []
+    judging = 5 + 5 + 3  # the third batch of that, after five of the evaluations at steps 8 and 10
+    faults = [Fault("evaluate", judging - 1, sleep=1.0), Fault("evaluate", judging)]  # the checkpoint is whole by then
+    for name, some in (("judged", []), ("unjudged", faults)):
+        prepare(run, configuration, folder / name)
+        arguments = command(run, configuration, folder / name)
+        if some:
+            assert server.run(1, arguments, seconds=120, faults=some) == {0: -signal.SIGKILL}
+        assert server.run(1, arguments, seconds=120) == {0: 0}
+        outcomes.append(Outcome(folder / name))
+    assert "arrival 10" in outcomes[0].told
+    assert outcomes[0].differences(outcomes[1]) == []
+    starts = [line["resumed_from"] for line in read_log(folder / "unjudged") if line["kind"] == "start"]
+    assert starts == [None, "step-00000010"]
 
 
 @pytest.mark.long
@@ -109,6 +127,9 @@ def test_a_wrong_configuration_is_a_clear_error(folder: Path, server: ForkServer
     tree = yaml.safe_load((folder / "run.yaml").read_text())
     tree["model"]["layers"] = "two"
     assert fault_configurations.judge(tree, folder, server) == ("error", "")
+    tree["model"] = {"width": 10**9}  # torch cannot even count the bytes
+    assert fault_configurations.judge(tree, folder, server) == ("error", "")
+    assert "a tensor would be larger than any memory" in server.said(0)
 
 
 @pytest.mark.long
@@ -125,7 +146,8 @@ def test_fifty_steps_on_four_two_one_and_four_ranks_are_those_on_four(folder: Pa
     assert not any(server.run(4, command(run, folder / "run.yaml", resized), seconds=240).values())
     one, other = Outcome(undisturbed), Outcome(resized)
     starts = [line for line in read_log(resized) if line["kind"] == "start"]
-    assert [(line["world_size"], line["step"]) for line in starts] == [(4, 0), (2, 12), (1, 24), (4, 32)]
+    assert [line["world_size"] for line in starts] == [4, 2, 1, 4]
+    assert 0 == starts[0]["step"] < starts[1]["step"] < starts[2]["step"] < starts[3]["step"] < 40
     assert max(line["step"] for line in read_log(resized) if line["kind"] == "train") == 50
     apart = one.distances(other)
     assert apart["losses"] <= 1e-5

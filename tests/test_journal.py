@@ -177,7 +177,7 @@ def test_plain_lines_come_at_an_interval(
 ) -> None:
     clock = Clock()
     monkeypatch.setattr(progress, "time", clock)
-    monkeypatch.setattr("pipeline.journal._memory", lambda: {"rss_bytes": 3 * 2**29, "cuda_bytes": 2**31})
+    monkeypatch.setattr("pipeline.journal.memory_here", lambda: {"rss_bytes": 3 * 2**29, "cuda_bytes": 2**31})
     with Journal(None, total_steps=5000) as journal:
         for step in range(1000, 1026):
             journal.step(
@@ -240,3 +240,12 @@ def test_quiet_shows_nothing_and_still_records(tmp_path: Path, capsys: pytest.Ca
         journal.event("note", 1)
     assert capsys.readouterr() == ("", "")
     assert len(read_log(tmp_path)) == 2
+
+
+def test_a_note_is_recorded_and_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Journal(str(tmp_path)) as journal:
+        journal.note("memory", 3, ranks={"0": {"rss_bytes": 5}})
+    assert [(line["kind"], line["step"], line["ranks"]) for line in read_log(str(tmp_path))] == [
+        ("memory", 3, {"0": {"rss_bytes": 5}})
+    ]
+    assert "memory" not in capsys.readouterr().err

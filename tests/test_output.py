@@ -70,7 +70,7 @@ def test_a_pipe_gets_plain_lines_and_a_machine_one_object(run: Run, tmp_path: Pa
     assert json.loads(printed["evaluate"].splitlines()[-1]) == found["evaluate"]
     assert json.loads(printed["report"].splitlines()[-1]) == found["report"]
     assert f"{found['evaluate']['click/auc']:.4f}" in printed["evaluate"]
-    assert json.loads(printed["train"]).keys() == found["report"].keys() - {"learning_curve"}
+    assert json.loads(printed["train"]).keys() == found["report"].keys() - {"state", "report"}
     (vocabulary,) = found["vocab"]["vocabularies"]
     assert vocabulary["path"].endswith("city.txt")
     assert f"{vocabulary['words']} words of {vocabulary['values']} values" in printed["vocab"]

@@ -36,6 +36,20 @@ def test_every_epoch_has_its_steps_and_the_log_tells_them(trained: Job) -> None:
     assert all(line["lr_sparse"] == pytest.approx(50 * line["lr_dense"]) for line in lines if line["kind"] == "train")
 
 
+def test_the_page_of_the_run_tells_of_all_ranks(trained: Job) -> None:
+    page = (trained.folder / "run" / "report.html").read_text()
+    assert '<span class="state finished">' in page
+    assert "AUC of click" in page
+    evaluation = [line for line in read_log(str(trained.folder / "run")) if line["kind"] == "evaluate"][-1]
+    memory = [line for line in read_log(str(trained.folder / "run")) if line["kind"] == "memory"][-1]
+    assert [set(rank) for rank in memory["ranks"].values()] == [{"rss_bytes"}] * trained.ranks
+    assert sum(bin["rows"] for bin in evaluation["reliability"]["like"]) == ROWS
+    start = read_log(str(trained.folder / "run"))[0]
+    assert len(start["plan"]["memory"]) == trained.ranks
+    assert {shard["table"] for shard in start["plan"]["shards"]} == {"user", "city", "tags"}
+    assert start["config"]["model"]["width"] == 16
+
+
 def test_resumed_equals_uninterrupted_bit_for_bit(trained: Job) -> None:
     # What a kill in step 7 leaves behind: the checkpoints of steps 4 and 6, a log that goes further, and half a
     # checkpoint. The one of step 6 has since been damaged, so that of step 4 is used.

@@ -107,7 +107,7 @@ def save_old(rank: int, world_size: int, folder: str) -> None:
         fill(state)
     meta = {"config": dump_config(run), "schema_digest": old.digest()}
     if rank == 0:
-        save_schema(f"{folder}/old/checkpoints/schema", old, old)
+        save_schema(f"{folder}/old/checkpoints/schema", old.contents(), old)
     Checkpoints(f"{folder}/old/checkpoints").save(5, state, meta, metric=0.5)
 
 
