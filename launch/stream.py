@@ -81,6 +81,6 @@ class StreamTraining(Training):
             self.journal.event(
                 "arrival", step, portion=portion.number, files=count, **evaluation.metrics, **evaluation.details
             )
-        self.show()
+        self.record.show()
         self.bad_files.tell(step, f"train, portion {portion.number}", found_bad(reader))
         self.loop.reader, self.loop.pace = reader, replace(self.loop.pace, epochs=portion.number + 1)

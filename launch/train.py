@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import gc
 import math
-import socket
 from collections import Counter
-from dataclasses import asdict
 from typing import Any
 
 from launch.bad_files import BadFileReport, check_resumed, found_bad
 from launch.build import Build, build
 from launch.checkup import Checkup
-from launch.config import Config, dump_config
+from launch.config import Config
 from launch.distributed import Ranks, check_world_here, cluster_here, process_group
 from launch.health import largest_weight, layer_statistics
 from launch.job import evaluate, training_reader
@@ -20,23 +18,18 @@ from launch.judging import Judge
 from launch.learnt import with_schema_to_train
 from launch.output import print_result
 from launch.paths import checkpoints_of
-from launch.peak import peak_flops
-from launch.plan import planned_memory
+from launch.record import RunRecord
 from launch.restoring import choose_whole, record_damaged, restore
 from launch.retries import marking_mistakes
 from launch.rollback import Rollbacks
 from launch.run_lock import RunLock
-from launch.run_page import PAGE, RunPage
 from launch.saving import Saver
 from launch.settle import settle_buckets
 from launch.traces import StepTrace
-from launch.tracking import tracker_of
-from launch.versions import versions
 from launch.warm_start import record_warm_start, warm_start
 from pipeline.checkpoint import Checkpoints
 from pipeline.collective import together
 from pipeline.errors import Preempted
-from pipeline.journal import Journal
 from pipeline.loop import DivergedError, Loop, Pace, Position
 from pipeline.reader import BatchReader
 from pipeline.train_pipeline import AgreedPipeline
@@ -104,10 +97,12 @@ class Training:
         self.built.optimizer.set_optimizer_step(position.step)  # FBGEMM's Adam counts steps outside its state
         warm = warm_start(config, self.built, ranks) if config.run.warm_start and not resumed else None
         self.told_mended: Counter[str] = Counter()
-        self.peak = config.train.peak_tflops * 1e12 if config.train.peak_tflops else peak_flops(ranks.device)
-        self.hosts = ", ".join(dict.fromkeys(together("cannot name the hosts", socket.gethostname)))
-        self.journal = self._journal(resumed)
-        self.page = RunPage(config.run.directory)
+        self.record = RunRecord(
+            config, ranks, self.built, resumed=resumed, step=position.step, total_steps=self.total_steps
+        )
+        self.journal = self.record.journal
+        if rollbacks.news and self.journal:
+            self.journal.event("rollback", position.step, **rollbacks.news)
         record_damaged(self.journal, position.step, damaged)
         record_warm_start(self.journal, config.run.directory, warm)
         self.bad_files = BadFileReport(config.run.directory, self.journal)
@@ -153,45 +148,12 @@ class Training:
         """Train from the position to the end. Collective."""
         self.loop.run()
 
-    def _journal(self, resumed: str | None) -> Journal | None:
-        if not self.ranks.is_first:
-            return None
-        resume_step = self.meta.get("position", {}).get("step", 0)
-        journal = Journal(
-            self.config.run.directory,
-            total_steps=self.total_steps,
-            resume_step=resume_step,
-            seconds=self.config.train.log_seconds,
-            listener=tracker_of(self.config),
-        )
-        journal.event(
-            "start",
-            resume_step,
-            resumed_from=resumed,
-            total_steps=self.total_steps,
-            world_size=self.ranks.world_size,
-            hosts=self.hosts,
-            dense_parameters=self.built.dense_parameters,
-            table_parameters=sum(table.rows * table.dim for table in self.config.feature_schema.tables.values()),
-            flops_per_example=self.built.flops_per_example,
-            peak_tflops=self.peak / 1e12,
-            versions=versions(),
-            plan={
-                "shards": [asdict(shard) for shard in self.built.plan],
-                "memory": planned_memory(self.config, self.ranks.world_size, self.built.plan, self.built.head_bytes),
-            },
-            config=dump_config(self.config),
-        )
-        if self.rollbacks.news:
-            journal.event("rollback", resume_step, **self.rollbacks.news)
-        return journal
-
     def run(self) -> dict[str, Any]:
         """Train to the end, then read the test rows once with the best weights."""
         try:
             with self.ranks.preemption.listening():
                 self.bad_files.tell(self.loop.position.step, "train", found_bad(self.loop.reader))
-                self.show()
+                self.record.show()
                 self.built.model.train()
                 if not self.judge.has_seen_enough:  # and then was killed or told to leave
                     self.train_rows()
@@ -203,15 +165,7 @@ class Training:
         finally:
             self.trace.close(self.loop.position.step)
             self.saver.close()
-            self.show(has_ended=True)
-            if self.journal:
-                self.journal.close()
-
-    def show(self, *, has_ended: bool = False) -> None:
-        """Write the run's page, which no disk that fails may turn into the end of the job."""
-        if self.journal:
-            with self.journal.survive(PAGE):
-                self.page.refresh(has_ended=has_ended)
+            self.record.close()
 
     def _farewell(self) -> str:
         """What to say when the job was told to leave and its last checkpoint is whole. Collective; in the log."""
@@ -241,28 +195,19 @@ class Training:
         )
 
     def report(self, step: int, *, epoch: int, loss: float, examples_per_second: float, data_wait_share: float) -> None:
-        """Tell the journal what the last steps did; rank 0 speaks for all."""
+        """Look at what the last steps did, and record it."""
         norm = self.built.optimizer.grad_norm
         grad_norm = None if norm is None else float(norm)
         if grad_norm is not None and not math.isfinite(grad_norm):
             raise DivergedError(f"the gradient norm is {grad_norm} in one of the steps before {step + 1}", step)
         self.checkup.report(step, loss, grad_norm)
-        if self.journal is None:
-            return
-        # A training step's matrix products are three times the forward's.
-        flops = 3 * self.built.flops_per_example * examples_per_second / self.ranks.world_size
-        lr_sparse, lr_dense = self.built.optimizer.learning_rates
-        self.journal.step(
+        self.record.report(
             step,
             epoch=epoch,
             loss=loss,
             examples_per_second=examples_per_second,
             data_wait_share=data_wait_share,
-            mfu=flops / self.peak,
-            lr_sparse=lr_sparse,
-            lr_dense=lr_dense,
-            **({} if grad_norm is None else {"grad_norm": grad_norm}),
-            **self.built.routing_state(),
+            grad_norm=grad_norm,
         )
 
     def evaluate(self, position: Position) -> bool:
@@ -272,7 +217,7 @@ class Training:
             return False
         self.pipeline.detach()
         is_enough = self.judge.evaluate(position, self.config.data.evaluate)
-        self.show()
+        self.record.show()
         return is_enough
 
     def tell_mended(self, position: Position) -> None:
