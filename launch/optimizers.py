@@ -17,8 +17,8 @@ from torch.distributed.optim import (
 from torch.distributed.tensor import DTensor
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 
-from launch.config import DenseOptimizerConfig, ScheduleConfig, SparseOptimizerConfig
 from launch.muon import StackedMuon
+from launch.optimizer_config import DenseOptimizerConfig, ScheduleConfig, SparseOptimizerConfig
 
 SPARSE = {
     "rowwise_adagrad": torchrec.optim.RowWiseAdagrad,

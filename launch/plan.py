@@ -9,7 +9,8 @@ from rich.table import Table
 
 from embeddings.sharding import Cluster, Shard, map_bytes, plan_shards
 from launch.build import build_ranker, head_bytes, plan
-from launch.config import Config, SparseOptimizerConfig, check_world, token_group
+from launch.config import Config, check_world, token_group
+from launch.optimizer_config import SparseOptimizerConfig
 from launch.output import show
 from launch.torchrec_models import TorchrecModel
 from rankmixer_head import RankMixer

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torchrec.optim.keyed import KeyedOptimizerWrapper
 
-from launch.config import DenseOptimizerConfig, ScheduleConfig, SparseOptimizerConfig
 from launch.muon import StackedMuon
+from launch.optimizer_config import DenseOptimizerConfig, ScheduleConfig, SparseOptimizerConfig
 from launch.optimizers import RankerOptimizer, dense_optimizer, fuse_sparse_optimizer, schedule_factor
 from rankmixer_head import MoEConfig, RankMixer, RankMixerConfig
 
