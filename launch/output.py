@@ -32,8 +32,8 @@ def show(found: Mapping[str, Any], *views: RenderableType, as_json: bool, ends_i
         width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPED_WIDTH
         console = Console(width=width, theme=THEME, markup=False, emoji=False)
         for view in views:
-            if isinstance(view, str):
-                console.print(Text(view), soft_wrap=True)
+            if isinstance(view, str | Text):
+                console.print(view if isinstance(view, Text) else Text(view), soft_wrap=True)
             else:
                 console.print(view)
     if as_json or ends_in_json:
