@@ -23,20 +23,15 @@ def run_ranks(world_size: int, function: Callable[..., Any], tmp_path: Path, *ar
     `function` must be importable (module level) and `args` picklable. A `file://` rendezvous has no ports to clash.
     Returns what each rank returned, rank 0 first; raises if any rank raised.
     """
-    # Once in some twenty runs of many groups on a busy machine a rank was ended by abort(), which is libc's word for an
-    # exception in a thread of C++; why is not known. It gets one more try, and its last words are shown.
-    for is_last in (False, True):
-        # One folder a try: a rendezvous file must never be used twice.
-        folder = tmp_path / f"ranks-{sum(1 for _ in tmp_path.glob('ranks-*'))}"
-        folder.mkdir()
-        try:
-            mp.start_processes(_run, (world_size, function, str(folder), args), world_size, start_method="spawn")
-            break
-        except mp.ProcessExitedException as error:
-            last_words = "\n".join(file.read_text()[-3000:] for file in sorted(folder.glob("*.stderr")))
-            print(f"{function.__name__}: {error}\n{last_words}", file=sys.stderr)
-            if is_last or error.signal_name != "SIGABRT":
-                raise
+    # One folder a call: a rendezvous file must never be used twice.
+    folder = tmp_path / f"ranks-{sum(1 for _ in tmp_path.glob('ranks-*'))}"
+    folder.mkdir()
+    try:
+        mp.start_processes(_run, (world_size, function, str(folder), args), world_size, start_method="spawn")
+    except mp.ProcessExitedException:  # by a signal: what C and C++ said before is all that there is to know
+        for file in sorted(folder.glob("*.stderr")):
+            print(f"{file.stem} of {function.__name__} said:\n{file.read_text()[-5000:]}", file=sys.stderr)
+        raise
     return [pickle.loads((folder / f"{rank}.result").read_bytes()) for rank in range(world_size)]
 
 
