@@ -55,7 +55,7 @@ class Rollbacks:
         known = on_rank_0(f"cannot read {self._directory / _LIST}", self._read)
         self.batches = [BatchSetAside(**entry) for entry in known["batches"]]
         self._count: int = known["count"]
-        self.careful_until = 0
+        self.careful_until: int = known.get("careful_until", 0)  # a search that was cut off goes on
         """The step up to which loss and weights are looked at after each."""
         self.news: dict[str, Any] | None = None
         """What the log has to be told of the last one."""
@@ -117,12 +117,13 @@ class Rollbacks:
 
     def _read(self) -> dict[str, Any]:
         file = self._directory / _LIST
-        return json.loads(file.read_text()) if file.exists() else {"count": 0, "batches": []}
+        return json.loads(file.read_text()) if file.exists() else {"count": 0, "careful_until": 0, "batches": []}
 
     def _write(self) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
         new = self._directory / f".{_LIST}.new"
-        new.write_text(json.dumps({"count": self._count, "batches": [asdict(batch) for batch in self.batches]}))
+        batches = [asdict(batch) for batch in self.batches]
+        new.write_text(json.dumps({"count": self._count, "careful_until": self.careful_until, "batches": batches}))
         new.replace(self._directory / _LIST)
 
 

@@ -194,21 +194,14 @@ class Training:
             "set optimizer.clip_norm, or look for huge numbers in the dense features; the same command then resumes"
         )
 
-    def report(self, step: int, *, epoch: int, loss: float, examples_per_second: float, data_wait_share: float) -> None:
-        """Look at what the last steps did, and record it."""
+    def report(self, step: int, *, loss: float, **values: Any) -> None:
+        """Look at what the last steps did, and record it; `values` as pipeline.loop.StepReport has them."""
         norm = self.built.optimizer.grad_norm
         grad_norm = None if norm is None else float(norm)
         if grad_norm is not None and not math.isfinite(grad_norm):
             raise DivergedError(f"the gradient norm is {grad_norm} in one of the steps before {step + 1}", step)
         self.checkup.report(step, loss, grad_norm)
-        self.record.report(
-            step,
-            epoch=epoch,
-            loss=loss,
-            examples_per_second=examples_per_second,
-            data_wait_share=data_wait_share,
-            grad_norm=grad_norm,
-        )
+        self.record.report(step, loss=loss, grad_norm=grad_norm, **values)
 
     def evaluate(self, position: Position) -> bool:
         """Evaluate on data.evaluate; True when early stopping says that it is enough."""

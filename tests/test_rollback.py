@@ -77,3 +77,15 @@ def test_the_rest_is_as_if_the_batches_had_never_been(tmp_path: Path) -> None:
     weights, expected = job.weights("run", 10), job.weights("told", 10)
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def test_a_search_that_was_cut_off_goes_on(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    spoil(job, 33)
+    file = tmp_path / "run" / "set_aside" / "batches.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"count": 1, "careful_until": 6, "batches": []}))  # and then the job was killed
+    train(load_config(str(job.config), (*OVERRIDES, "train.epochs=1")))
+    known = json.loads(file.read_text())
+    assert (known["count"], known["careful_until"]) == (1, 0)
+    assert [batch["step"] for batch in known["batches"]] == [5]
