@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import cast
 
+import numpy as np
 import torch
+import xxhash
 from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.tensor import DTensor
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.shards_wrapper import LocalShardsWrapper
 
-# Rows are drawn in blocks of this many, each from a generator of its own: a shard draws few rows it does not own.
-BLOCK_ROWS = 65_536
+ROWS_AT_ONCE = 65_536  # bounds the memory that drawing takes beside the table
+DRAWS_A_STEP = 8  # float32 values that Philox draws for each step of its counter
 
 
 def local_shards(table: torch.Tensor) -> list[tuple[torch.Tensor, tuple[int, ...]]]:
@@ -32,27 +33,37 @@ def local_shards(table: torch.Tensor) -> list[tuple[torch.Tensor, tuple[int, ...
 
 @torch.no_grad()
 def initialise_tables(model: nn.Module, seed: int, scale: float) -> None:
-    """Fill every sharded table with uniform values in [-scale, scale].
+    """Fill every sharded table with uniform values in [-scale, scale).
 
-    The value at (table, row, column) is a function of `seed`, the table's name and its shape alone: any world size,
-    plan and rank start from the same weights.
+    The value at (table, row, column) is a function of `seed`, the table's name, its dim and the place alone: any world
+    size, plan and rank start from the same weights.
     """
     for module in model.modules():
         if isinstance(module, ShardedEmbeddingBagCollection):
             for name, weight in module.state_dict().items():
                 table = name.removeprefix("embedding_bags.").removesuffix(".weight")
                 for shard, offset in local_shards(weight):
-                    _fill(shard, offset, weight.shape, zlib.crc32(f"{seed}/{table}".encode()), scale)
+                    draw_shard(shard, offset, weight.shape[1], seed, table, scale)
 
 
-def _fill(shard: torch.Tensor, offset: tuple[int, ...], table_shape: torch.Size, key: int, scale: float) -> None:
-    (first_row, first_column), (rows, columns), (table_rows, dim) = offset, shard.shape, table_shape
-    for block in range(first_row // BLOCK_ROWS, -(-(first_row + rows) // BLOCK_ROWS)):
-        start, end = block * BLOCK_ROWS, min((block + 1) * BLOCK_ROWS, table_rows)
-        # A block is always drawn whole, so that a shard that ends inside it draws the same values.
-        generator = torch.Generator().manual_seed((key << 32) + block)
-        values = torch.empty(end - start, dim).uniform_(-scale, scale, generator=generator)
-        low, high = max(first_row, start), min(first_row + rows, end)
-        shard[low - first_row : high - first_row].copy_(
-            values[low - start : high - start, first_column : first_column + columns]
-        )
+def draw_shard(shard: torch.Tensor, offset: tuple[int, ...], dim: int, seed: int, table: str, scale: float) -> None:
+    """Fill a shard with its part of the uniform values of a whole table of `dim` columns.
+
+    Every table has a stream of its own, Philox under a key of 128 bits made of seed and name, which can begin anywhere:
+    value row * dim + column of it is the one at (row, column). A torch generator on the CPU would keep 32 bits.
+
+    >>> whole, shard = torch.empty(5, 3), torch.empty(2, 2)
+    >>> draw_shard(whole, (0, 0), 3, seed=0, table="item", scale=0.1)
+    >>> draw_shard(shard, (3, 1), 3, seed=0, table="item", scale=0.1)
+    >>> torch.equal(shard, whole[3:, 1:])
+    True
+    """
+    (first_row, first_column), (rows, columns) = offset, shard.shape
+    key = xxhash.xxh3_128_intdigest(f"{seed}/{table}".encode())
+    for start in range(0, rows, ROWS_AT_ONCE):
+        end = min(start + ROWS_AT_ONCE, rows)
+        steps, skipped = divmod((first_row + start) * dim, DRAWS_A_STEP)
+        stream = np.random.Generator(np.random.Philox(key=key).advance(steps))
+        drawn = stream.random(skipped + (end - start) * dim, dtype=np.float32)[skipped:]
+        values = torch.from_numpy(drawn).mul_(2 * scale).sub_(scale).view(end - start, dim)
+        shard[start:end].copy_(values[:, first_column : first_column + columns])

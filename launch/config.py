@@ -75,7 +75,7 @@ class TrainConfig(Strict):
     on_divergence: Literal["stop", "rollback"] = Field(
         "stop", description="rollback: leave out the batch after which loss or weights are not finite, 3 times at most"
     )
-    seed: int = Field(0, ge=0, description="of initial weights and of the order of rows")
+    seed: int = Field(0, ge=0, lt=2**32, description="of initial weights and of the order of rows")
     log_seconds: NonNegativeFloat = Field(5.0, description="seconds between progress lines when not on a terminal")
     log_steps: PositiveInt = Field(10, description="steps between records in log.jsonl and TensorBoard")
     peak_tflops: PositiveFloat | None = Field(None, description="peak for MFU; default: measured at start")

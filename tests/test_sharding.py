@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch import nn
 from torchrec import KeyedJaggedTensor
 
-from embeddings.initialise import initialise_tables, local_shards
+from embeddings import initialise
+from embeddings.initialise import draw_shard, initialise_tables, local_shards
 from embeddings.sharding import Cluster, TablePlan, plan_tables
 from embeddings.tables import FeatureEmbeddings, embedding_tables
 from launch.build import build, build_ranker
@@ -183,16 +184,33 @@ def test_every_parameter_is_initialised(single_rank: Ranks, monkeypatch: pytest.
         assert 0 < table.abs().max() <= 0.5, name
 
 
-def test_blocks_of_rows_are_drawn_alike_by_every_shard(monkeypatch: pytest.MonkeyPatch) -> None:
-    from embeddings import initialise
-
-    monkeypatch.setattr(initialise, "BLOCK_ROWS", 7)
-    whole, shape = torch.empty(20, 6), torch.Size((20, 6))
-    initialise._fill(whole, (0, 0), shape, key=5, scale=1.0)
-    for row, column, rows, columns in ((0, 0, 10, 6), (10, 0, 10, 6), (3, 2, 15, 4), (19, 5, 1, 1)):
+@pytest.mark.parametrize("dim", [6, 8])
+def test_every_shard_draws_its_part_of_the_table(monkeypatch: pytest.MonkeyPatch, dim: int) -> None:
+    monkeypatch.setattr(initialise, "ROWS_AT_ONCE", 7)
+    whole = torch.empty(20, dim)
+    draw_shard(whole, (0, 0), dim, seed=5, table="item", scale=0.25)
+    assert whole.abs().max() <= 0.25
+    for row, column, rows, columns in ((0, 0, 10, dim), (10, 0, 10, dim), (3, 2, 15, 4), (19, dim - 1, 1, 1)):
         shard = torch.empty(rows, columns)
-        initialise._fill(shard, (row, column), shape, key=5, scale=1.0)
+        draw_shard(shard, (row, column), dim, seed=5, table="item", scale=0.25)
         assert torch.equal(shard, whole[row : row + rows, column : column + columns])
+
+
+def test_tables_seeds_and_rows_start_with_values_of_their_own() -> None:
+    # More rows than are drawn at once; seeds that agree in their low 32 bits too.
+    rows, dim = initialise.ROWS_AT_ONCE + 100, 4
+    values = []
+    for table in ("item", "user", "user0"):
+        for seed in (0, 1, 2, 2**31, 2**32 - 1):
+            values.append(torch.empty(rows, dim))
+            draw_shard(values[-1], (0, 0), dim, seed, table, scale=1.0)
+    drawn = torch.cat(values)
+    # Of 24-bit draws about a third of a row's dim meet by chance somewhere, whole rows never.
+    assert len(torch.unique(drawn, dim=0)) == len(drawn)
+    standardised = torch.stack([value.flatten() for value in values]) / (1 / 3) ** 0.5
+    correlation = standardised @ standardised.T / (rows * dim)
+    assert (correlation - torch.eye(len(values))).abs().max() < 0.01
+    assert drawn.mean().abs() < 0.01
 
 
 def test_a_plan_that_does_not_fit_says_what_to_change() -> None:
