@@ -63,7 +63,7 @@ test-nodes: $(INSTALLED)
 
 # Mounts small disks, as root; without it those cases are skipped. What was tried is kept in .cache/faults.
 test-faults: $(INSTALLED)
-	$(BIN)/python -m benchmarks.faults --record
+	$(BIN)/python -m benchmarks.faults
 
 data/ml-100k: | $(INSTALLED)
 	$(BIN)/rankmixer data ml-100k --out $@

@@ -33,6 +33,7 @@ ENVIRONMENT = (  # what, set from outside, changes speed
     "THP_MEM_ALLOC_ENABLE",
 )
 RESULTS = Path(__file__).parent / "results"
+CHANGED = " with changes"  # after the commit of a tree that differs from it
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,24 @@ def arguments(description: str, runs: int = 5) -> argparse.ArgumentParser:
     """A parser with the options that all benchmarks have: --runs and --record."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--runs", type=int, default=runs, help="paired runs (default %(default)s)")
-    parser.add_argument("--record", action="store_true", help="also write the table to benchmarks/results")
+    parser.add_argument(
+        "--record", action=RecordCommitted, help="also write the table to benchmarks/results; wants a committed tree"
+    )
     return parser
+
+
+class RecordCommitted(argparse.Action):
+    """--record, refused at once where the figures could not be traced to a commit."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, nargs=0, default=False)
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any) -> None:
+        """Called where the option stands."""
+        commit = _commit()
+        if commit.endswith(CHANGED):
+            parser.error(f"--record: the tree is {commit}; commit or stash first, for a record names its commit")
+        setattr(namespace, self.dest, True)
 
 
 def report(
@@ -207,7 +224,10 @@ def _commit() -> str:
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "--short", "HEAD") + (" with changes" if git("status", "--porcelain") else "")
+        others = f":!{RESULTS.name}"  # what was recorded a moment ago
+        return git("rev-parse", "--short", "HEAD") + (
+            CHANGED if git("status", "--porcelain", "--", ":/", others) else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the suite."""
     suite = parser.add_argument_group("with --suite")
     suite.add_argument("--only", choices=GROUPS, action="append", help="a group of arms; may be repeated")
+    suite.add_argument("--arm", action="append", help="one of their arms by its name; may be repeated")
     suite.add_argument("--plan", action="store_true", help="print arms, parameters and the estimate; run nothing")
     suite.add_argument(
         "--budget-hours", type=float, default=3.0, help="default %(default)s; what exceeds it is not run"
@@ -49,8 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run_suite(options: argparse.Namespace) -> None:
     """Plan, screen, run the finalists, report."""
     found = all_arms()
-    groups = options.only or list(GROUPS)
-    arms = [arm for arm in found.arms if arm.group in groups or arm.name == BASE]
+    arms = chosen_arms(found.arms, options.only or GROUPS, options.arm)
     digest = hashlib.sha256(Path(options.data).read_bytes()).hexdigest()
     cache = Cache(options.cache, digest)
     study = Study(arms, cache, range(options.seeds), tuple(options.overrides), found.errors)
@@ -69,6 +69,14 @@ def run_suite(options: argparse.Namespace) -> None:
     if options.record:
         (RESULTS / "quality_head.json").write_text(json.dumps(result, indent=1) + "\n")
         draw(study, RESULTS)
+
+
+def chosen_arms(arms: Sequence[Arm], groups: Sequence[str], names: Sequence[str] | None = None) -> list[Arm]:
+    """The base, and the arms of these groups, or those of them that are named."""
+    known = [arm.name for arm in arms if arm.group in groups]
+    if unknown := set(names or ()) - set(known):
+        sys.exit(f"--arm {sorted(unknown)[0]}: no such arm; there are {', '.join(known)}")
+    return [arm for arm in arms if arm.name == BASE or arm.name in (names or known)]
 
 
 def stages(study: Study) -> list[tuple[str, Callable[[], list[Run]]]]:
