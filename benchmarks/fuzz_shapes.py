@@ -166,15 +166,15 @@ def _row(schema: Schema, values: dict[str, Any]) -> Row:
             continue
         parts = [value] if isinstance(feature, Id) else value
         if isinstance(feature, IdList) and feature.separator is not None and value is not None:
-            parts = [part for part in value.split(feature.separator) if part]
-        own = [1.0] * len(parts or ())
+            text = value.decode() if isinstance(value, bytes) else value
+            parts = [part for part in text.split(feature.separator) if part]
+        parts = [None if part != part else part for part in parts or ()]  # NaN is null
+        own = [1.0] * len(parts)
         if isinstance(feature, IdList) and feature.weights is not None:
             own = values[feature.weights] or []
-            if len(own) != len(parts or ()):
+            if len(own) != len(parts):
                 raise ValueError("another number of weights")
-        found = [
-            (_id(feature, part), weight) for part, weight in zip(parts or (), own, strict=True) if part is not None
-        ]
+        found = [(_id(feature, part), weight) for part, weight in zip(parts, own, strict=True) if part is not None]
         if any(weight is None or not math.isfinite(weight) for _, weight in found):
             raise ValueError("an impossible weight")
         dropped |= any(number is None for number, _ in found)
@@ -193,13 +193,20 @@ def _row(schema: Schema, values: dict[str, Any]) -> Row:
 
 def _id(feature: Id | IdList, value: Any) -> int | None:
     """The id of a value; None drops the row."""
+    if isinstance(value, bytes):
+        value = value.decode()
+    if isinstance(value, float | decimal.Decimal):
+        largest = 2**53 if isinstance(value, float) else 2**63 - 1
+        value = int(value) if math.isfinite(value) and value == int(value) and abs(value) <= largest else None
+    if value is None and feature.buckets is not None:
+        raise ValueError("no whole number")
     if feature.buckets is not None:
         data = value.encode() if isinstance(value, str) else int(value).to_bytes(8, "little", signed=value < 1 << 63)
         return xxhash.xxh64_intdigest(data, feature.seed) % feature.buckets
     if feature.vocabulary is not None:
         if value in feature.words:
             return feature.words.index(value)
-    elif feature.range is not None and 0 <= int(value) < feature.range:
+    elif feature.range is not None and value is not None and 0 <= int(value) < feature.range:
         return int(value)
     if feature.bad_policy == "fail":
         raise ValueError("an impossible id")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from pipeline.cross import crossed
 from pipeline.dataset import ParquetDataset
 from pipeline.errors import DataError
 from pipeline.features import Cross, Id, IdList, Number, Time
-from pipeline.ids import BAD, NULL, split_lists
+from pipeline.ids import BAD, NULL, plain, split_lists
 from pipeline.numeric import bucketed, dense, to_numpy, wanted
 from pipeline.rows import RawRows, shown
 from pipeline.time_parts import time_ids
@@ -167,6 +168,12 @@ class BlockBuilder:
             if feature.truncate is not None and feature.end == "last":
                 parts = parts[-feature.truncate :]
             found = parts[place]
+        is_whole = not isinstance(found, float | Decimal) or plain(pa.array([found]))[1] is None
+        if feature.hashes is not None or not is_whole:
+            do = "For numbers use `kind: number`; write ids as 64-bit integers or text."
+            return self._raw.error(
+                row, feature.column, shown(found), "a whole number with all its digits, as an id", do
+            )
         if feature.vocabulary is not None:
             return self._raw.error(
                 row,

@@ -159,7 +159,9 @@ def _values(array: pa.Array, feature: Ids, as_text: bool) -> tuple[pa.Array, np.
         array, counts = array.dictionary, np.bincount(indices, minlength=len(array.dictionary))
     else:
         counts = np.ones(len(array), np.int64)
-    array = plain(array)
+    array, bad = plain(array, as_text)
+    if bad is not None:
+        array, counts = array.filter(pa.array(~bad)), counts[~bad]
     if separator is not None:
         offsets, array, _ = split_lists(pc.split_pattern(array, separator))
         counts = np.repeat(counts, np.diff(offsets))

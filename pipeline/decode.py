@@ -1,4 +1,4 @@
-"""Row groups -> Arrow columns."""
+"""Decode row groups of Parquet files to Arrow columns."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import partial
 from itertools import count, islice
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import types
 
@@ -17,6 +18,7 @@ from pipeline.watch import Watch
 
 COLUMNWISE_ROWS = 32_768
 Read = Callable[[str], list[pa.Array]]
+_LISTS = {pa.list_(pa.null()).id: pa.list_, pa.large_list(pa.null()).id: pa.large_list}
 
 
 class Decoder:
@@ -78,7 +80,9 @@ class Decoder:
                         raise ValueError("it has another number of rows than the footer says")
                 if piece is None:
                     return
-                yield piece
+                names = piece.schema.names
+                columns = [_text(piece[name]) if name in self._ids else piece[name] for name in names]
+                yield pa.RecordBatch.from_arrays(columns, names)
 
     def _column(
         self, file: ParquetFile, row_group: int, rows: int, reader: pq.ParquetFile, name: str
@@ -100,13 +104,14 @@ class Decoder:
     def _chunks(self, name: str, column: pa.ChunkedArray, rows: int) -> list[pa.Array]:
         if len(column) != rows:
             raise ValueError(f"column {name!r} has {len(column)} rows, the footer says {rows}")
+        chunks = [_text(chunk) for chunk in column.chunks] if name in self._ids else column.chunks
         if self._dictionaries and name in self._dictionaries:
-            for chunk in column.chunks:
+            for chunk in chunks:
                 values = chunk if types.is_dictionary(chunk.type) else getattr(chunk, "values", chunk)
                 if types.is_dictionary(values.type) and len(values.dictionary) > len(values) / 2:
                     # A dictionary of values that hardly repeat would only cost time.
                     self._dictionaries = self._dictionaries - {name}
-        return column.chunks
+        return chunks
 
     def _reader(self, file: ParquetFile) -> pq.ParquetFile:
         if self._dictionaries is None:
@@ -123,6 +128,20 @@ class Decoder:
             except Exception as error:
                 file.check()  # a file that has changed explains it best
                 raise _reason(file, row_group, error) from None
+
+
+def _text(array: pa.Array) -> pa.Array:
+    """Bytes as the text that they are if whoever wrote them left out the mark; whether it is UTF-8 is seen later."""
+    type_ = array.type
+    if types.is_dictionary(type_):
+        words = _text(array.dictionary)
+        return array if words is array.dictionary else pa.DictionaryArray.from_arrays(array.indices, words, safe=False)
+    element, wrap = (type_.value_type, _LISTS.get(type_.id)) if type_.id in _LISTS else (type_, None)
+    if not (types.is_binary(element) or types.is_large_binary(element)):
+        return array
+    text = pa.string() if types.is_binary(element) else pa.large_string()
+    options = pc.CastOptions(target_type=wrap(text) if wrap else text, allow_invalid_utf8=True)
+    return pc.cast(array, options=options)
 
 
 def _makes_no_dictionary(error: Exception) -> bool:

@@ -19,7 +19,8 @@ class IdEncoder:
 
     Args:
         feature: an `id` or `id_list`.
-        strings: whether the column holds strings (or lists of them, or is split into them) rather than integers.
+        strings: whether the column holds strings (or lists of them, or is split into them) rather than integers, in
+            whichever of the types that `plain` knows.
 
     Raises:
         ValueError: integers with a vocabulary, or a default, of something else.
@@ -68,7 +69,7 @@ class IdEncoder:
         if isinstance(self._feature, Id):
             return Bags(self._ids(array))
         if self._separator is not None:
-            offsets, parts, null = split_lists(pc.split_pattern(plain(array), self._separator))
+            offsets, parts, null = split_lists(pc.split_pattern(plain(array, True)[0], self._separator))
             # The empty string is the empty list, and so is what stands between two separators in a row.
             empty = pc.equal(parts, "").fill_null(False).to_numpy(zero_copy_only=False)
             if empty.any():
@@ -89,7 +90,7 @@ class IdEncoder:
         if pa.types.is_dictionary(array.type):  # the values of a list
             ids = np.append(self._ids(array.dictionary), self._dtype.type(NULL))
             return ids.take(pc.fill_null(array.indices, len(array.dictionary)).to_numpy().astype(np.int64))
-        array = plain(array)
+        array, bad = plain(array, self.strings)
         if self._feature.hashes is not None:
             ids = self._hashed(array, self._feature.hashes)
         elif self._vocabulary is not None:
@@ -99,7 +100,7 @@ class IdEncoder:
             ids = _in_range(_parsed(array) if self.strings else _numpy(array), self._feature.range, self._dtype)
         if array.null_count:
             ids = np.where(array.is_null().to_numpy(zero_copy_only=False), NULL, ids)
-        return ids
+        return ids if bad is None else np.where(bad, self._dtype.type(BAD), ids)
 
     def _hashed(self, array: pa.Array, hashes: int) -> np.ndarray:
         ids = np.empty(len(array), self._dtype)
@@ -162,11 +163,47 @@ def split_lists(array: pa.Array) -> tuple[np.ndarray, pa.Array, np.ndarray | Non
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), values, null
 
 
-def plain(array: pa.Array) -> pa.Array:
-    """Booleans as integers, views as strings."""
-    if pa.types.is_boolean(array.type):
-        return array.cast(pa.uint8())
-    return array.cast(pa.large_string()) if pa.types.is_string_view(array.type) else array
+def plain(array: pa.Array, strings: bool = False) -> tuple[pa.Array, np.ndarray | None]:
+    """Ids in any type that files hold them in, as integers or `strings`; and (N,) bool where a value is no id, or None.
+
+    Booleans are 0 and 1. Decimals and floats, in which warehouses and pandas write integers, have to be whole, and
+    small enough that they have kept all digits; NaN is null. Nulls without a type have that of the other files.
+
+    >>> plain(pa.array([7.0, None, 0.5]))
+    (<pyarrow.lib.Int64Array object at ...>
+    [
+      7,
+      null,
+      0
+    ], array([False, False,  True]))
+    """
+    kind = array.type
+    if pa.types.is_boolean(kind):
+        return array.cast(pa.uint8()), None
+    if pa.types.is_string_view(kind):
+        return array.cast(pa.large_string()), None
+    if pa.types.is_null(kind):
+        return array.cast(pa.large_string() if strings else pa.int64()), None
+    if pa.types.is_floating(kind):
+        array = pc.if_else(pc.is_nan(array), None, array)
+        values = array.fill_null(0).to_numpy(zero_copy_only=False)
+        bad = (np.trunc(values) != values) | (np.abs(values) > 2.0 ** (np.finfo(values.dtype).nmant + 1))
+        return _whole(array, np.where(bad, 0, values).astype(np.int64), bad)
+    if pa.types.is_decimal(kind):
+        try:
+            return array.cast(pa.int64()), None
+        except pa.ArrowInvalid:  # not all are whole, and of 64 bits
+            pass
+        parts = [int(value) if value is not None and value == int(value) else None for value in array.to_pylist()]
+        fits = np.array([part is not None and -(2**63) <= part < 2**63 for part in parts], np.bool_)
+        whole = np.array([part if fit else 0 for part, fit in zip(parts, fits, strict=True)], np.int64)
+        return _whole(array, whole, ~fits & array.is_valid().to_numpy(zero_copy_only=False))
+    return array, None
+
+
+def _whole(array: pa.Array, values: np.ndarray, bad: np.ndarray) -> tuple[pa.Array, np.ndarray | None]:
+    integers = pa.array(values, mask=array.is_null().to_numpy(zero_copy_only=False))
+    return integers, bad if bad.any() else None
 
 
 def _numpy(array: pa.Array) -> np.ndarray:

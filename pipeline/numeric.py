@@ -16,7 +16,7 @@ def to_numpy(array: pa.Array) -> np.ndarray:
     """
     if pa.types.is_boolean(array.type):
         array = array.cast(pa.uint8())
-    elif pa.types.is_decimal(array.type):
+    elif pa.types.is_decimal(array.type) or pa.types.is_null(array.type):
         array = array.cast(pa.float64())
     return array.to_numpy(zero_copy_only=False)
 

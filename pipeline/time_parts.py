@@ -81,7 +81,9 @@ def microseconds(array: pa.Array, unit: str | None) -> tuple[np.ndarray, np.ndar
     [1700000000123000]
     """
     null_N = array.is_null().to_numpy(zero_copy_only=False)
-    if pa.types.is_date32(array.type):
+    if pa.types.is_null(array.type):
+        array, per_second = array.cast(pa.int64()), 1
+    elif pa.types.is_date32(array.type):
         array, per_second = array.cast(pa.timestamp("s")).view(pa.int64()), 1
     elif unit is None:
         per_second = _PER_SECOND["ms" if pa.types.is_date64(array.type) else array.type.unit]

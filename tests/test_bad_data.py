@@ -73,13 +73,9 @@ DRIFTED: dict[str, tuple[Callable[[Path], Any], str]] = {
         drift("city", pa.array(NUMBERS)),
         "column 'city': found type int64; expected string as in ",
     ),
-    "floats for ids": (
-        drift("user", pa.array(NUMBERS, pa.float64())),
-        "column 'user': found type double; expected integ",
-    ),
-    "decimals for ids": (
-        drift("user", pa.array([decimal.Decimal(number) for number in NUMBERS])),
-        "column 'user': found type decimal128(2, 0); expected integers, because of `range`, for feature 'user'",
+    "times for ids": (
+        drift("user", pa.array(NUMBERS, pa.timestamp("us"))),
+        "column 'user': found type timestamp[us]; expected integers, because of `range`, for feature 'user'",
     ),
     "lists for ids": (
         drift("user", pa.array([[1]] * ROWS)),
@@ -94,12 +90,10 @@ DRIFTED: dict[str, tuple[Callable[[Path], Any], str]] = {
         drift("price", pa.array([{"a": 1}] * ROWS)),
         "column 'price': found type struct<a: int64>; expected numb",
     ),
-    "bytes": (drift("city", pa.array([b"a"] * ROWS)), "column 'city': found type binary; expected integers or strings"),
     "times": (
         drift("price", pa.array(NUMBERS, pa.timestamp("us"))),
         "column 'price': found type timestamp[us]; expected",
     ),
-    "all null": (drift("city", pa.nulls(ROWS)), "column 'city': found type null; expected integers or strings"),
     "another key": (
         drift("row", pa.array(map(str, NUMBERS))),
         "column 'row': found type string; expected int64 as in ",
