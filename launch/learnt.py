@@ -38,8 +38,10 @@ def with_schema_to_train(config: Config) -> Config:
 
     def prepare() -> None:
         if not checkpoints_of(config).names():
-            learnt = learn(config.feature_schema, config.data.train, **opening(config))
-            save_schema(_directory(config), config.feature_schema.contents(), learnt)
+            learnt = schema = config.feature_schema
+            if config.data.stream is None or schema.to_learn:  # of a stream there may be no file yet
+                learnt = learn(schema, config.data.train, **opening(config))
+            save_schema(_directory(config), schema.contents(), learnt)
 
     on_rank_0("cannot learn from data.train", prepare)
     return with_trained_schema(config)

@@ -37,6 +37,9 @@ def table_rows(here: Schema, there: Schema, name: str) -> Rows | str:
         return "not in the checkpoint"
     if new.dim != old.dim:
         return f"dim {old.dim} there, {new.dim} here"
+    hashed, hashed_there = (_hashed_values(*pair) for pair in ((here, new), (there, old)))
+    if None not in (hashed, hashed_there) and hashed != hashed_there:
+        return f"{hashed_there} are hashed there, {hashed} here; other ids share a row"
     now, then = _formed(here, new), _formed(there, old)
     if now == then and new.rows == old.rows:
         return Rows(torch.arange(new.rows), "taken")
@@ -66,6 +69,12 @@ def _with_reserved(row_N: Tensor, now: tuple[Any, ...], then: tuple[Any, ...], o
     if now[2] and then[2]:
         row_N[-1] = old.rows - 1
     return row_N
+
+
+def _hashed_values(schema: Schema, table: Table) -> str | None:
+    """Whether integers or strings are hashed, as far as the schema says."""
+    feature = schema.features[table.features[0]]
+    return feature.values if isinstance(feature, Ids) else None
 
 
 def _formed(schema: Schema, table: Table) -> tuple[Any, ...]:

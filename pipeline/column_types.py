@@ -36,7 +36,9 @@ def uses_of(schema: Schema, labels: bool) -> Iterator[Use]:
         elif isinstance(feature, Cross):
             pass  # made of features, not of columns
         elif isinstance(feature, Id):
-            if feature.range is not None:
+            if feature.values is not None:
+                yield Use(feature.column, f"feature {name!r}", *_hashed(feature.values, ""))
+            elif feature.range is not None:
                 do = f"Use `buckets` or `vocabulary` for strings, {_OTHER_KINDS}"
                 yield Use(feature.column, f"feature {name!r}", _is_integer, "integers, because of `range`", do)
             else:
@@ -67,10 +69,20 @@ def _list_use(name: str, feature: IdList) -> Use:
     if feature.separator is not None:
         do = "Remove `separator` for a list column, and use `kind: id` for one id a row."
         return Use(feature.column, f"feature {name!r}", is_string, "strings, because of `separator`", do)
+    if feature.values is not None:
+        return Use(feature.column, f"feature {name!r}", *_hashed(feature.values, "lists of "))
     do = "Use `kind: id` for one id a row, and give a `separator` for strings that hold lists."
     if feature.range is not None:
         return Use(feature.column, f"feature {name!r}", _is_integer_list, "lists of integers, because of `range`", do)
     return Use(feature.column, f"feature {name!r}", _is_id_list, "lists of integers or strings", do)
+
+
+def _hashed(values: str, of: str) -> tuple[Callable[[pa.DataType], bool], str, str]:
+    """For ids whose hashes have been trained: what is accepted, what is expected, what to do."""
+    is_value = is_string if values == "strings" else _is_integer
+    accepts = (lambda type_: _is_list(type_) and is_value(type_.value_type)) if of else is_value
+    do = "Write the column as when the model was trained: the hash of 7 is another than that of '7'."
+    return accepts, f"{of}{values}, as `values` says", do
 
 
 def check(file: ParquetFile, uses: Sequence[Use]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import pyarrow as pa
 from pyarrow import types
@@ -79,9 +80,19 @@ class ParquetDataset:
         ids = {schema.features[name].reads[0] for name in self.encoders}
         self.decoder = Decoder(list(self.uses), ids, self.files.watch)
 
+    def hashed_values(self, name: str) -> Literal["integers", "strings"] | None:
+        """What the columns of a feature hold; None: nulls alone."""
+        feature = self.schema.features[name]
+        assert isinstance(feature, Id | IdList)
+        if types.is_null(element(_typed(self.files, feature.column).type)):
+            return None
+        return "strings" if self.encoders[name].strings else "integers"
+
     def _encoder(self, name: str, feature: Id | IdList) -> IdEncoder:
         type_ = element(_typed(self.files, feature.column).type)
-        strings = not isinstance(feature.default, int) if types.is_null(type_) else is_string(type_)
+        strings = is_string(type_)
+        if types.is_null(type_):
+            strings = feature.values == "strings" or (feature.values is None and not isinstance(feature.default, int))
         try:
             return IdEncoder(feature, strings)
         except ValueError as error:

@@ -83,6 +83,11 @@ class Ids(FeatureBase):
     dim: Dim
     table: str = Field("", description="Features naming the same table share it. Default: the feature's name.")
     seed: HashSeed = 0
+    values: Literal["integers", "strings"] | None = Field(
+        None,
+        description="What is hashed, for the hash of 7 is another than that of '7'. Default: what the training files "
+        "hold, which the trained schema says.",
+    )
     on_bad: Literal["fail", "reserve", "drop"] | None = Field(
         None,
         description="An id out of range or vocabulary: fail (default with range), go to one reserved row at the end of "
@@ -107,8 +112,9 @@ class Ids(FeatureBase):
             )
         if self.hashes is not None and self.on_bad is not None:
             raise ValueError(f"on_bad has no meaning with {ways[0]}: every value has a hash; remove it")
-        if self.hashes is None and self.seed:
-            raise ValueError("seed belongs to buckets and managed; remove it")
+        for key in ("seed", "values"):
+            if self.hashes is None and getattr(self, key):
+                raise ValueError(f"{key} belongs to buckets and managed; remove it")
         to_be_written = (info.context or {}).get("vocabularies_to_be_written", False)
         if self.vocabulary is not None and not to_be_written:
             self._words = read_vocabulary(self.vocabulary)

@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.dataset import ParquetDataset
 from pipeline.errors import DamagedError
-from pipeline.features import Number, Time
+from pipeline.features import Ids, Number, Time
 from pipeline.files import ParquetFiles, RowGroup
 from pipeline.hashing import hash_integers
 from pipeline.numeric import wanted
@@ -39,7 +39,7 @@ def learn(
     sample: int = SAMPLE,
     **opening: Any,
 ) -> Schema:
-    """The schema with numbers in place of all that it leaves to be learnt; itself if that is nothing.
+    """The schema with numbers in place of all that it leaves to be learnt, and what kind of values is hashed.
 
     Args:
         files: the training files, or the paths, globs, directories or URLs to open.
@@ -51,11 +51,25 @@ def learn(
         ValueError: a feature with fewer than two different values, of which nothing can be learnt.
         DataError: a value that could not be trained on either.
     """
-    if not schema.to_learn:
+    hashed = {name: f for name, f in schema.features.items() if isinstance(f, Ids) and f.hashes and f.values is None}
+    if not schema.to_learn and not hashed:
         return schema
+    features = dict(schema.features)
+    if hashed:
+        dataset = ParquetDataset(files, Schema(features=hashed, labels=schema.labels), labels=False, **opening)
+        files = dataset.files
+        features |= {name: f.model_copy(update={"values": dataset.hashed_values(name)}) for name, f in hashed.items()}
+    if schema.to_learn:
+        features |= _learnt(schema, files, most_rows, sample, opening)
+    return Schema(features=features, labels=schema.labels, weight=schema.weight)
+
+
+def _learnt(
+    schema: Schema, files: ParquetFiles | str | Sequence[str], most_rows: int, sample: int, opening: dict[str, Any]
+) -> dict[str, Number | Time]:
+    """The features of which something was to be learnt, with it."""
     asked = Schema(features=dict(schema.to_learn), labels=schema.labels)
     dataset = ParquetDataset(files, asked, labels=False, **opening)
-    features = dict(schema.features)
     summaries: dict[str, _Summary] = {name: _summary(feature, sample) for name, feature in schema.to_learn.items()}
     calls = (
         partial(_summarise, dataset, group, first_row, sample)
@@ -64,12 +78,13 @@ def learn(
     for found in prefetch(calls, THREADS, THREADS, dataset.files.watch.overdue):
         for name, summary in summaries.items():
             summary.merge(found[name])
+    learnt = {}
     for name, feature in schema.to_learn.items():
         try:
-            features[name] = feature.model_copy(update=summaries[name].learnt(feature))
+            learnt[name] = feature.model_copy(update=summaries[name].learnt(feature))
         except ValueError as error:
             raise ValueError(f"features.{name}: cannot learn from {dataset.files.num_rows} rows: {error}") from None
-    return Schema(features=features, labels=schema.labels, weight=schema.weight)
+    return learnt
 
 
 class _Summary:

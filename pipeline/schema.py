@@ -217,6 +217,8 @@ class Schema(Strict):
         """The schema as JSON, with checksums of the vocabularies, wherever the files lie."""
         tree = self.model_dump(mode="json")
         for name, feature in self.features.items():
+            if isinstance(feature, Ids) and feature.values is None:
+                del tree["features"][name]["values"]  # as before there was such a key
             if isinstance(feature, Ids) and feature.vocabulary is not None:
                 checksum = hashlib.sha256("\n".join(feature.words).encode()).hexdigest()
                 tree["features"][name]["vocabulary"] = checksum

@@ -200,3 +200,30 @@ def test_batches_want_a_schema_that_has_learnt(tmp_path: Path) -> None:
         BatchReader(ParquetDataset(path, asked), 2)
     (batch,) = BatchReader(ParquetDataset(path, learn(asked, path)), 2, shuffle=False).epoch()
     assert batch.dense_BF.tolist() == [[-1], [1]]
+
+
+@pytest.mark.parametrize(
+    ("user", "other", "values"), [([1, 2], ["1", "2"], "integers"), (["1", "2"], [1, 2], "strings")]
+)
+def test_the_hash_of_an_integer_is_not_taken_for_that_of_its_text(
+    tmp_path: Path, user: list[Any], other: list[Any], values: str
+) -> None:
+    hashed = {"kind": "id", "buckets": 50, "dim": 4}
+    asked = schema(user=hashed, users={**hashed, "kind": "id_list"}, gone={**hashed, "managed": 9, "buckets": None})
+    columns = {"users": [user, []], "gone": pa.nulls(2), "click": [0, 1]}
+    learnt = learn(asked, write(tmp_path, {"user": user, **columns}))
+    found = [getattr(learnt.features[name], "values", "") for name in ("user", "users", "gone")]
+    assert found == [values, values, None]
+    assert learn(learnt, write(tmp_path, {"user": other, **columns})).digest() == learnt.digest()
+    ParquetDataset(write(tmp_path, {"user": pa.nulls(2), **columns}), learnt)
+    with pytest.raises(
+        DataError, match=rf"column 'user': found type .*; expected {values}, as `values` says, for feat"
+    ):
+        ParquetDataset(write(tmp_path, {"user": other, **columns}), learnt)
+    with pytest.raises(DataError, match=rf"column 'users': .*; expected lists of {values}, as `values` says, for feat"):
+        ParquetDataset(write(tmp_path, {"user": user, **columns, "users": [other, []]}), learnt)
+
+
+def test_values_have_no_meaning_where_nothing_is_hashed() -> None:
+    with pytest.raises(ValueError, match="values belongs to buckets and managed; remove it"):
+        schema(user={"kind": "id", "range": 5, "dim": 4, "values": "integers"})
