@@ -11,4 +11,4 @@ from launch import cli
 
 if __name__ == "__main__":
     install_on(int(os.environ["RANK"]), json.loads(os.environ["RANKMIXER_FAULTS"]))
-    sys.exit(cli.main(sys.argv[1:]))
+    cli.command(sys.argv[1:])

@@ -28,6 +28,7 @@ from benchmarks.collectives import Collectives
 from benchmarks.dispatch_combine import DispatchAndCombine
 from benchmarks.harness import interleave
 from launch.distributed import keep_freed_memory
+from launch.leave import call_and_leave
 from rankmixer_head import RankMixer, RankMixerConfig, token_group
 from rankmixer_head.token_parallel import shard_tokens
 
@@ -47,10 +48,14 @@ def _rank(rank: int, world: int, folder: str, function: Callable[..., Any], opti
     keep_freed_memory()  # as a rank of a job does
     limit = timedelta(minutes=5)
     rendezvous = f"file://{folder}/rendezvous"
-    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world, timeout=limit)
-    Path(folder, f"{rank}.json").write_text(json.dumps(function(options)))
-    dist.barrier()
-    dist.destroy_process_group()
+
+    def in_a_group() -> None:
+        dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world, timeout=limit)
+        Path(folder, f"{rank}.json").write_text(json.dumps(function(options)))
+        dist.barrier()
+        dist.destroy_process_group()
+
+    call_and_leave(in_a_group)
 
 
 def count(options: argparse.Namespace) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import NoReturn
 
 from launch.cli_checkpoints import add_checkpoints
 from launch.cli_data import add_data
@@ -17,24 +18,39 @@ from launch.cli_jobs import add_jobs
 from launch.cli_runs import add_runs
 from launch.errors import run_reporting_errors
 from launch.grammar import Commands
+from launch.leave import leave, leave_at_once
 from launch.preemption import sigterm_unwinds
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; return the exit status: 0, 2 for the user's mistake, 75 if preempted, 1 for anything else."""
+    """Run a command line; return the exit status: 0, 2 for the user's mistake, 75 if preempted, 1 for anything else.
+
+    What calls this from Python goes on afterwards; `command` ends the process.
+    """
     parsed = parser().parse_args(arguments)
     _quiet_libraries()
     with sigterm_unwinds() if parsed.name != "train" else nullcontext():
         status = run_reporting_errors(lambda: parsed.command(parsed))
-    # Gloo joins a group's threads when the last reference to the group goes, and models and tracebacks refer to theirs
-    # in cycles. A thread that lets a tensor go while Python shuts down ends a finished job with SIGABRT.
-    gc.collect()
+    gc.collect()  # gloo's threads end with the last reference to their group, and models refer to theirs in cycles
+    return status
+
+
+def command(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command line and end this process with its exit status (launch/leave.py says why not by `sys.exit` alone).
+
+    Args:
+        arguments: of the command; by default those of this process.
+    """
+    try:
+        status = main(arguments)
+    except SystemExit as told:  # by argparse, or SIGTERM
+        if not isinstance(told.code, int):
+            raise
+        status = told.code
     if "pipeline.prefetch" in sys.modules and sys.modules["pipeline.prefetch"].left_behind():
         # A thread waits for a file system that does not answer; so would Arrow's threads, joined when a process ends.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    return status
+        leave_at_once(status)
+    leave(status)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -63,4 +79,4 @@ def _quiet_libraries() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -1,18 +1,19 @@
 """TorchX components: `torchx run -s local_cwd launch/components.py:train -j 1x2 --config my.yaml`.
 
 A component only writes down a command line of launch.torchrun; typed by hand it runs the same job. TorchX 0.7 reads
-this file's syntax: plain annotations, `Optional`, `Dict` and `List` by their bare names, and no future annotations.
+this file's syntax: plain annotations, `Optional` and `List` by their bare names, and no future annotations.
 """
 
 import shlex
 import sys
-from typing import Dict, List, Optional, Tuple
+from typing import List, Optional, Tuple
 
 from torchx import specs
-from torchx.components.dist import parse_nnodes
 from torchx.specs import macros
 
-from launch.preflight import check_job
+from launch.component_words import check_given_once, environment, job_name, literal, mounts_of, shape
+from launch.errors import is_user_error
+from launch.preflight import check_job, run_directory
 
 # With a shared store, restarted workers would read the addresses of the attempt before.
 ENVIRONMENT = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "LOGLEVEL": "WARNING"}
@@ -25,12 +26,13 @@ def train(
     *overrides: str,
     config: str,
     j: str = "1x2",
+    name: str = "",
     image: str = "",
     h: Optional[str] = None,
     cpu: int = 2,
     gpu: int = 0,
     memMB: int = 4096,
-    env: Optional[Dict[str, str]] = None,
+    env: str = "",
     mounts: Optional[List[str]] = None,
     max_retries: int = 0,
     max_restarts: int = 0,
@@ -42,19 +44,22 @@ def train(
         overrides: section.key=value, overriding the configuration; after --
         config: configuration file, as the job sees it
         j: NODESxPROCESSES, processes on each node
+        name: what schedulers call the job; default: the command and the last part of run.directory
         image: container image; none on local_cwd and slurm
         h: named resource of a node, instead of cpu, gpu and memMB
         cpu: cores of a node
         gpu: GPUs of a node
         memMB: memory of a node
-        env: environment variables, A=1,B=2
+        env: environment variables, A=1,B=2; a value may hold = and, where no NAME= follows, commas
         mounts: mounts, type=bind,src=/host,dst=/job
         max_retries: times the scheduler may start the job again
         max_restarts: times torchrun may restart the processes; they resume from the last checkpoint
         rdzv_port: port of the rendezvous on the first node, if there are several
     """
     resource = specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h)
-    return _job(["train"], config, overrides, j, image, resource, env, mounts, max_retries, max_restarts, rdzv_port)
+    return _job(
+        ["train"], config, overrides, j, name, image, resource, env, mounts, max_retries, max_restarts, rdzv_port
+    )
 
 
 def evaluate(
@@ -62,12 +67,13 @@ def evaluate(
     config: str,
     checkpoint: str = "best",
     j: str = "1x2",
+    name: str = "",
     image: str = "",
     h: Optional[str] = None,
     cpu: int = 2,
     gpu: int = 0,
     memMB: int = 4096,
-    env: Optional[Dict[str, str]] = None,
+    env: str = "",
     mounts: Optional[List[str]] = None,
     max_retries: int = 0,
     max_restarts: int = 0,
@@ -80,12 +86,13 @@ def evaluate(
         config: configuration file, as the job sees it
         checkpoint: best, latest or a name
         j: NODESxPROCESSES, processes on each node
+        name: what schedulers call the job; default: the command and the last part of run.directory
         image: container image; none on local_cwd and slurm
         h: named resource of a node, instead of cpu, gpu and memMB
         cpu: cores of a node
         gpu: GPUs of a node
         memMB: memory of a node
-        env: environment variables, A=1,B=2
+        env: environment variables, A=1,B=2; a value may hold = and, where no NAME= follows, commas
         mounts: mounts, type=bind,src=/host,dst=/job
         max_retries: times the scheduler may start the job again
         max_restarts: times torchrun may restart the processes
@@ -97,6 +104,7 @@ def evaluate(
         config,
         overrides,
         j,
+        name,
         image,
         resource,
         env,
@@ -115,12 +123,13 @@ def predict(
     keys: str = "",
     checkpoint: str = "best",
     j: str = "1x2",
+    name: str = "",
     image: str = "",
     h: Optional[str] = None,
     cpu: int = 2,
     gpu: int = 0,
     memMB: int = 4096,
-    env: Optional[Dict[str, str]] = None,
+    env: str = "",
     mounts: Optional[List[str]] = None,
     max_retries: int = 0,
     max_restarts: int = 0,
@@ -136,12 +145,13 @@ def predict(
         keys: columns to copy to the output, separated by commas
         checkpoint: best, latest or a name
         j: NODESxPROCESSES, processes on each node
+        name: what schedulers call the job; default: the command and the last part of run.directory
         image: container image; none on local_cwd and slurm
         h: named resource of a node, instead of cpu, gpu and memMB
         cpu: cores of a node
         gpu: GPUs of a node
         memMB: memory of a node
-        env: environment variables, A=1,B=2
+        env: environment variables, A=1,B=2; a value may hold = and, where no NAME= follows, commas
         mounts: mounts, type=bind,src=/host,dst=/job
         max_retries: times the scheduler may start the job again
         max_restarts: times torchrun may restart the processes
@@ -150,7 +160,7 @@ def predict(
     resource = specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h)
     command = ["predict", "--checkpoint", checkpoint, "--data", data, "--out", out]
     command += ["--keys", keys] if keys else []
-    return _job(command, config, overrides, j, image, resource, env, mounts, max_retries, max_restarts, rdzv_port)
+    return _job(command, config, overrides, j, name, image, resource, env, mounts, max_retries, max_restarts, rdzv_port)
 
 
 def _job(
@@ -158,46 +168,59 @@ def _job(
     config: str,
     overrides: Tuple[str, ...],
     j: str,
+    name: str,
     image: str,
     resource: specs.Resource,
-    env: Optional[Dict[str, str]],
+    env: str,
     mounts: Optional[List[str]],
     max_retries: int,
     max_restarts: int,
     rdzv_port: int,
 ) -> specs.AppDef:
     """One role: torchrun on every node, the command line's module under it."""
-    min_nodes, nodes, processes, nodes_argument = parse_nnodes(j)
-    # Without an image the job sees this machine's files: everything can be checked before it starts.
     arguments = [*command, "--config", config, *overrides]
-    problem = check_job(arguments, nodes * processes, files_are_here=not image)
+    try:
+        check_given_once(sys.argv)
+        min_nodes, nodes, processes, nodes_argument = shape(j)
+        variables, mounted = environment(env), mounts_of(mounts)
+        # Without an image the job sees this machine's files: everything can be checked before it starts.
+        problem = check_job(arguments, nodes * processes, files_are_here=not image)
+        called = "" if problem else job_name(name, command[0], run_directory(config, overrides))
+    except ValueError as error:
+        if not is_user_error(error):
+            raise
+        problem = f"rankmixer: error: {error}"
     if problem:
         print(problem, file=sys.stderr)
         raise SystemExit(2)
     threads = max(1, int(resource.cpu) // processes)
-    # The scheduler names the variable that holds the first node's host; some leave it empty on that node itself.
-    endpoint = f"$${{{macros.rank0_env}:=localhost}}:{rdzv_port}" if nodes > 1 else "localhost:0"
+    # The scheduler names the variable that holds the first node's host; some leave it empty on that node itself, and
+    # TorchX keeps a hyphen of the role in it, where Volcano has an underscore.
+    find_first = f"first={macros.rank0_env}; first=$${{first//-/_}}; " if nodes > 1 else ""
+    endpoint = f"$${{!first:-localhost}}:{rdzv_port}" if nodes > 1 else "localhost:0"
     torchrun = ["python", "-m", "launch.torchrun", "--nnodes", nodes_argument, "--nproc-per-node", str(processes)]
     torchrun += ["--rdzv-backend", "c10d", "--rdzv-id", macros.app_id, "--rdzv-endpoint"]
     rest = ["--max-restarts", str(max_restarts), "--shutdown-timeout", str(SHUTDOWN_SECONDS)]
-    rest += ["-m", "launch.cli", *arguments]
+    rest += ["-m", "launch.cli", *(literal(word) for word in arguments)]
+    if variables:
+        torchrun = ["env", *(literal(f"{key}={value}") for key, value in variables.items()), *torchrun]
     # exec: signals of the scheduler reach torchrun, not a shell.
-    shell = f"exec {shlex.join(torchrun)} {endpoint} {shlex.join(rest)}"
+    shell = f"{find_first}exec {shlex.join(torchrun)} {endpoint} {shlex.join(rest)}"
     return specs.AppDef(
         name=f"rankmixer-{command[0]}",
         roles=[
             specs.Role(
-                name=command[0],
+                name=called,
                 image=image,
                 min_replicas=min_nodes,
                 num_replicas=nodes,
                 entrypoint="bash",
                 args=["-c", shell],
-                env={**ENVIRONMENT, "OMP_NUM_THREADS": str(threads), **(env or {})},
+                env={**ENVIRONMENT, "OMP_NUM_THREADS": str(threads)},
                 resource=resource,
                 port_map={"c10d": rdzv_port},
                 max_retries=max_retries,
-                mounts=specs.parse_mounts(mounts) if mounts else [],
+                mounts=mounted,
             )
         ],
     )

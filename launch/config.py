@@ -23,6 +23,7 @@ from launch.data_config import DataConfig, NonNegativeFloat
 from launch.model_config import ModelConfig, ParallelConfig, check_tokens, check_torchrec
 from launch.optimizer_config import OPTIMIZERS, OptimizerConfig
 from pipeline.features import Strict
+from pipeline.local_path import local_path
 from pipeline.schema import Schema, explain
 from pipeline.vocabulary import read_text
 
@@ -104,6 +105,11 @@ class RunConfig(Strict):
         None, description="run or checkpoint that a new run takes its first weights from, as far as they fit by name"
     )
     timeout_seconds: PositiveFloat = Field(600.0, description="limit on every collective")
+
+    @field_validator("directory")
+    @classmethod
+    def _on_a_local_disk(cls, path: str) -> str:
+        return local_path(path, "logs are appended to; run.checkpoints may be a URL")
 
 
 class Config(Strict):

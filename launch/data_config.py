@@ -2,10 +2,11 @@
 
 from typing import Annotated
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from pipeline.features import Strict
 from pipeline.files import OnBadFile
+from pipeline.local_path import local_path
 from pipeline.sampling import Sampling
 
 NonNegativeFloat = Annotated[float, Field(ge=0)]
@@ -43,3 +44,8 @@ class DataConfig(Strict):
     manifests: str | None = Field(
         None, description="directory that keeps what the footers of many files said; default: in the user's cache"
     )
+
+    @field_validator("manifests")
+    @classmethod
+    def _on_a_local_disk(cls, path: str | None) -> str | None:
+        return path and local_path(path, "hosts may share a folder, or have one each")

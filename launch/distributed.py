@@ -21,6 +21,7 @@ from launch.config import Config, PlanConfig, check_world
 from launch.preemption import Preemption
 from launch.roll_call import RollCall, why
 from launch.torchrun import end_with_launcher
+from launch.world import saying_who_is_waited_for, world_from_environment
 from pipeline.collective import on_rank_0
 from pipeline.errors import Preempted
 
@@ -57,20 +58,11 @@ class Ranks:
         return self.rank == 0
 
 
-def world_from_environment() -> tuple[int, int, int, int]:
-    """Rank, world size, local rank and local world size as torchrun sets them; without it, one process."""
-    rank, world_size, local_rank, local_world_size = (
-        int(os.environ.get(name, default))
-        for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
-    )
-    return rank, world_size, local_rank, local_world_size
-
-
 def check_world_here(config: Config) -> None:
     """Does the configuration fit the job's ranks, of which no process group need exist?
 
     Raises:
-        ValueError: no; says what does.
+        ValueError: no, and says what does; or the environment is not a launcher's.
     """
     _, world_size, _, local_world_size = world_from_environment()
     check_world(config, world_size, local_world_size)
@@ -99,8 +91,9 @@ def process_group(config: Config, **arguments: Any) -> Iterator[Ranks]:
         torch.backends.cuda.matmul.allow_tf32 = config.model.tf32
     else:
         keep_freed_memory()
-    store = job_store(rank, seconds)
-    hosts = check_agreement(store, rank, world_size, seconds, settings(config, device.type, arguments))
+    with saying_who_is_waited_for(seconds):
+        store = job_store(rank, seconds)
+        hosts = check_agreement(store, rank, world_size, seconds, settings(config, device.type, arguments))
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
         store=store,
@@ -155,7 +148,7 @@ def job_store(rank: int, seconds: float) -> dist.Store:
     except dist.DistError as error:
         raise ValueError(
             f"rank 0 has not joined the job after {seconds:g} s (run.timeout_seconds): nobody answers at {host}:{port} "
-            f"({str(error).partition(chr(10))[0]})"
+            f"(MASTER_ADDR and MASTER_PORT of the environment; {str(error).partition(chr(10))[0]})"
         ) from None
 
 

@@ -131,7 +131,7 @@ def report(message: str) -> None:
         message += (
             f"\nrankmixer: torchrun starts again, restart {restarts + 1} of {allowed}, once all hosts have joined"
         )
-    if path is None:
+    if path is None or not Path(path).parent.is_dir():  # an agent's that has gone: the variable is left over
         _print(message)
         return
     # torchelastic's own format; without a `py_callstack` its agent prints the message alone.

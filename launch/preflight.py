@@ -49,3 +49,11 @@ def check_job(arguments: Sequence[str], world_size: int, *, files_are_here: bool
             raise
         return f"rankmixer: error: {error}"
     return None
+
+
+def run_directory(config: str, overrides: Sequence[str]) -> str:
+    """run.directory of a job; of one whose configuration is not on this machine the override, or the file's name."""
+    if Path(config).exists():
+        return load_config(config, overrides).run.directory
+    given = [word.partition("=")[2] for word in overrides if word.startswith("run.directory=")]
+    return given[-1] if given else Path(config).stem

@@ -7,15 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.local_path import local_path
+
 
 @contextmanager
 def new_directory(path: str | Path) -> Iterator[Path]:
     """Yield an empty directory beside `path`, renamed to `path` when the block ends, removed when it raises.
 
     Raises:
-        ValueError: `path` is already there (it is never written into or over), or cannot be made.
+        ValueError: `path` is already there (it is never written into or over), is a URL, or cannot be made.
     """
-    path = Path(path)
+    path = Path(local_path(os.fspath(path)))
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"{path} exists already and would be overwritten; remove it or name another directory")
     try:

@@ -20,6 +20,7 @@ from pipeline.dataset import ParquetDataset
 from pipeline.features import IdList, Ids
 from pipeline.files import ParquetFiles, RowGroup
 from pipeline.ids import plain, split_lists
+from pipeline.local_path import local_path
 from pipeline.prefetch import prefetch
 from pipeline.schema import Schema
 from pipeline.vocabulary import write_vocabulary
@@ -113,7 +114,8 @@ def _targets(schema: Schema, names: Sequence[str], out: str | None) -> dict[Path
             raise ValueError(f"features.{name} names no vocabulary; add `vocabulary: {name}.txt`, or give --out")
         if out is None and "://" in str(path):
             raise ValueError(f"features.{name}: {path} is not on this machine; give a folder with --out, and copy it")
-        target = Path(path or f"{table}.txt") if out is None else Path(out, os.path.basename(path or f"{table}.txt"))
+        file = os.path.expanduser(path or f"{table}.txt")
+        target = Path(file) if out is None else Path(local_path(out), os.path.basename(file))
         key = "table" if path is None else "vocabulary"
         same = [other for other in features if getattr(features[other], key) == getattr(features[name], key)]
         targets[target] = list(dict.fromkeys([*targets.get(target, []), *same]))

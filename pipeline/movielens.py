@@ -21,6 +21,7 @@ import pyarrow.csv as csv
 import pyarrow.parquet as pq
 
 from pipeline.atomic import new_directory
+from pipeline.local_path import local_path
 
 RECBOLE = "recbole==1.2.1"
 RECBOLE_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
@@ -49,6 +50,7 @@ def write_ml_100k(out: str, source: str | None = None, split: Split = "random", 
     Raises:
         ValueError: the source cannot be fetched or read, or `out` exists.
     """
+    out = local_path(out)  # before anything is fetched
     with tempfile.TemporaryDirectory() as folder:
         path = Path(source) if source is not None else _fetch_recbole(Path(folder))
         with _open_zip(path) as archive:
@@ -69,7 +71,7 @@ def write_ml_1m(out: str, source: str, split: Split = "random", seed: int = 0) -
 
     Otherwise as `write_ml_100k`.
     """
-    path = Path(source)
+    out, path = local_path(out), Path(source)
     with _open_zip(path) as archive:
         if _find(archive, "ratings.dat") is None:
             raise ValueError(f"{path} does not hold ml-1m/ratings.dat; give the official ml-1m.zip")

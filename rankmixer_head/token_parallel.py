@@ -58,7 +58,13 @@ def shard_tokens(
     """
     heads = [(path, head) for path, head in module.named_modules() if isinstance(head, RankMixer)]
     if not heads:
-        raise ValueError(f"{type(module).__name__} contains no RankMixer whose tokens could be shared")
+        parts = {
+            type(part).__name__ for part in module.modules() if type(part).__module__.startswith("rankmixer_head.")
+        }
+        raise ValueError(
+            f"{type(module).__name__} contains no RankMixer whose tokens could be shared"
+            + (f", only parts of one ({', '.join(sorted(parts))}); give the RankMixer, or what holds it" * bool(parts))
+        )
     for _, head in heads:
         check_token_group(head.config, mesh.size(mesh.ndim - 1))
     check_group = _gloo_group(mesh) if check_batches and mesh.size(mesh.ndim - 1) > 1 else None

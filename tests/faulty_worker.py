@@ -63,4 +63,4 @@ if __name__ == "__main__":
             arguments.append(fault)
         else:
             strike_at(fault, int(step))
-    sys.exit(cli.main(arguments))
+    cli.command(arguments)

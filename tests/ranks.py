@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import gc
 import os
 import pickle
 import sys
@@ -15,6 +14,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+from launch.leave import call_and_leave
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], tmp_path: Path, *args: Any) -> list[Any]:
@@ -28,7 +29,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], tmp_path: Path, *ar
     folder.mkdir()
     try:
         mp.start_processes(_run, (world_size, function, str(folder), args), world_size, start_method="spawn")
-    except mp.ProcessExitedException:  # by a signal: what C and C++ said before is all that there is to know
+    except mp.ProcessExitedException:  # a rank's traceback; or, by a signal, what C and C++ said before
         for file in sorted(folder.glob("*.stderr")):
             print(f"{file.stem} of {function.__name__} said:\n{file.read_text()[-5000:]}", file=sys.stderr)
         raise
@@ -43,15 +44,18 @@ def _run(rank: int, world_size: int, function: Callable[..., Any], folder: str, 
     os.dup2(words, 2)
     faulthandler.enable()
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=60),
-    )
-    result = function(rank, world_size, *args)
-    Path(folder, f"{rank}.result").write_bytes(pickle.dumps(result))
-    dist.barrier()
-    dist.destroy_process_group()
-    gc.collect()  # as launch.cli does at its end, and why is said there
+
+    def in_a_group() -> None:
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{folder}/rendezvous",
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=60),
+        )
+        result = function(rank, world_size, *args)
+        Path(folder, f"{rank}.result").write_bytes(pickle.dumps(result))
+        dist.barrier()
+        dist.destroy_process_group()
+
+    call_and_leave(in_a_group)

@@ -181,14 +181,13 @@ def test_a_file_system_that_stalls_during_the_epoch(stalling: type[Stalling]) ->
 def test_a_process_ends_though_a_read_does_not(tmp_path: Path) -> None:
     write(tmp_path / "a.parquet", table())
     script = f"""
-import sys
 import pipeline.prefetch
-from launch.cli import main
+from launch.cli import command
 from tests.stalling import Stalling
 pipeline.prefetch.SECONDS_BETWEEN_LOOKS = 0.05
 Stalling().pipe_file("/data/a.parquet", open({str(tmp_path / "a.parquet")!r}, "rb").read())
 Stalling.slow = "a.parquet"
-sys.exit(main(["train", "--config", {str(tmp_path / "run.yaml")!r}]))
+command(["train", "--config", {str(tmp_path / "run.yaml")!r}])
 """
     (tmp_path / "run.yaml").write_text(
         "feature_schema: {features: {user: {kind: id, range: 90, dim: 4}}, labels: {click: {}}}\n"

@@ -51,19 +51,21 @@ def test_recipe_is_accepted(command: str, shared: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     request = done.stdout.partition("=== SCHEDULER REQUEST ===")[2]
-    assert "--nnodes 2 --nproc-per-node 8" in request
-    assert f"--config {shared}/my.yaml" in " ".join(request.split())
-    assert "GLOO_SOCKET_IFNAME" in request
+    shell = " ".join(request.split())  # YAML folds its lines
+    assert "--nnodes 2 --nproc-per-node 8" in shell
+    assert f"--config {shared}/my.yaml" in shell
+    assert "env NCCL_SOCKET_IFNAME=eth0 GLOO_SOCKET_IFNAME=eth0 python -m" in shell
     if "kubernetes" in command:
         assert "queue: default" in request
         assert request.count("nvidia.com/gpu: '8'") == 4
         assert request.count("maxRetry: 3") == 3  # the job and two tasks
         assert request.count("action: RestartJob") == 4
         assert request.count("name: TORCHX_JOB_ID") == 2  # by which launch/retries.py knows a retry
-        assert "${VC_TRAIN_0_HOSTS:=localhost}:29500" in request
+        assert re.search(r"first=VC_TRAIN-RUN(-1)?_0_HOSTS; first=\$\{first//-/_\}; ", shell)
         assert ("claimName: training" in request) == ("--mounts" in command)
     else:
         assert request.count("--requeue --partition=gpu --time=720 ") == 2
         assert request.count("--cpus-per-task=64 --mem=900000 --gpus-per-task=8") == 2
         assert "TORCHX_MAX_RETRIES=3" in request
-        assert "${SLURM_JOB_NODELIST_HET_GROUP_0:=localhost}:29500" in request
+        assert "first=SLURM_JOB_NODELIST_HET_GROUP_0; first=${first//-/_}; " in request
+        assert re.search("#SBATCH --job-name=train-run(-[12])?-0 ", request)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch.multiprocessing as mp
 
 from launch.cli import _quiet_libraries
 from launch.config import load_config
+from launch.leave import call_and_leave
 from launch.optimizers import RankerOptimizer
 from launch.preemption import sigterm_unwinds
 from launch.train import train
@@ -89,6 +91,10 @@ def be_rank(
             assert attempt is None
 
 
+def be_rank_and_leave(*arguments: Any) -> None:
+    call_and_leave(partial(be_rank, *arguments))
+
+
 def free_ports(count: int) -> list[int]:
     sockets = [socket.create_server(("localhost", 0)) for _ in range(count)]
     ports = [one.getsockname()[1] for one in sockets]
@@ -116,7 +122,7 @@ def test_a_run_told_to_leave_again_and_again_ends_bit_for_bit_as_an_undisturbed_
     overrides = [f"data.test={tmp_path / 'test'}", "train.checkpoint_every=3"]
     ports = free_ports(len(ATTEMPTS) + 2)
     arguments = (ranks, ports, str(job.config), overrides, ATTEMPTS[some])
-    mp.start_processes(be_rank, arguments, nprocs=ranks, start_method="spawn")
+    mp.start_processes(be_rank_and_leave, arguments, nprocs=ranks, start_method="spawn")
 
     lines, expected = (read_log(tmp_path / run) for run in ("run", "undisturbed"))
     told = records(lines, "preempted")

@@ -137,7 +137,7 @@ def test_the_recipe_trains_on_two_nodes(submissions: Submissions, undisturbed: d
     folder = submissions.folder
     assert submissions.cluster.states("1") == {"1+0": ("COMPLETED", "n1"), "1+1": ("COMPLETED", "n2")}
     status = submissions.torchx("status", "slurm://torchx/1")
-    assert re.findall(r"train\[\d\]:\w+", status) == ["train[0]:SUCCEEDED", "train[1]:SUCCEEDED"]
+    assert re.findall(r"train-run-1\[\d\]:\w+", status) == [f"train-run-1[{node}]:SUCCEEDED" for node in (0, 1)]
     (start,) = submissions.log("run-1", "start")
     assert (start["world_size"], start["hosts"]) == (2, "n1, n2")
     assert len(submissions.log("run-1", "evaluate")) == EPOCHS
@@ -145,9 +145,9 @@ def test_the_recipe_trains_on_two_nodes(submissions: Submissions, undisturbed: d
 
     stdout = submissions.torchx("log", "--streams", "stdout", "slurm://torchx/1")
     (line,) = stdout.splitlines()
-    assert line.startswith("train/0 ")
-    assert json.loads(line.removeprefix("train/0 "))["test_auc"] == undisturbed["test_auc"]
-    stderr = submissions.torchx("log", "slurm://torchx/1/train/0")
+    assert line.startswith("train-run-1/0 ")
+    assert json.loads(line.removeprefix("train-run-1/0 "))["test_auc"] == undisturbed["test_auc"]
+    stderr = submissions.torchx("log", "slurm://torchx/1/train-run-1/0")
     assert f"checkpoint at step {STEPS:,}" in stderr
     assert "warning" not in stderr.lower()
 
@@ -167,7 +167,7 @@ def test_evaluation_in_a_copy_of_the_folder_finds_the_same(
     job = submissions.submit(words)
     submissions.wait_for_end(job, "COMPLETED")
     stdout = submissions.torchx("log", "--streams", "stdout", f"slurm://torchx/{job}")
-    found = json.loads(stdout.removeprefix("evaluate/0 "))
+    found = json.loads(stdout.removeprefix("evaluate-run-1/0 "))
     assert found["auc"] == pytest.approx(undisturbed["test_auc"], rel=1e-5)
     assert (submissions.folder / "copy" / "my.yaml").exists()
 

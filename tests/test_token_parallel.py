@@ -1,10 +1,12 @@
 """Token parallelism equals one process: outputs, gradients, weights, statistics; and sends what it is said to send."""
 
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from benchmarks.collectives import Collectives
 from rankmixer_head import MoEConfig, RankMixer, RankMixerConfig
@@ -37,10 +39,6 @@ def all_checks(rank: int, world_size: int) -> dict[str, Any]:
             found[f"uneven {ranks}"] = uneven(ranks)
             found[f"autocast {ranks}"] = under_autocast(ranks)
     found["compiled"] = {variant: compiled(variant) for variant, W in COMPILED.items() if world_size == W}
-    try:
-        shard_tokens(nn.Linear(2, 2), token_mesh(1))
-    except ValueError as error:
-        found["refused"] = str(error)
     return found
 
 
@@ -327,6 +325,26 @@ def test_a_group_among_which_the_tokens_cannot_be_shared_is_refused() -> None:
             check_token_group(config, ranks)
 
 
-@pytest.mark.slow
-def test_a_model_without_a_rankmixer_is_refused(ranks: dict[int, list[dict[str, Any]]]) -> None:
-    assert ranks[1][0]["refused"] == "Linear contains no RankMixer whose tokens could be shared"
+def refusal(module: nn.Module) -> str:
+    with pytest.raises(ValueError, match="contains no RankMixer") as refused:
+        shard_tokens(module, Mock(spec=DeviceMesh))
+    return str(refused.value)
+
+
+def test_a_model_without_a_rankmixer_is_refused() -> None:
+    assert refusal(nn.Linear(2, 2)) == "Linear contains no RankMixer whose tokens could be shared"
+
+
+def test_an_inner_module_of_a_rankmixer_is_told_so() -> None:
+    head = build("plain", torch.float32)
+    block = head.get_submodule("blocks.0")
+    for part, names in (
+        (head.tokenizer, "Tokenizer"),
+        (block.get_submodule("ffn"), "PerTokenFFN"),
+        (head.blocks, type(block).__name__),
+        (nn.Sequential(block), type(block).__name__),
+    ):
+        said = refusal(part)
+        assert said.startswith(f"{type(part).__name__} contains no RankMixer whose tokens could be shared, only parts")
+        assert names in said
+        assert said.endswith("; give the RankMixer, or what holds it")
