@@ -28,11 +28,16 @@ class SparseOptimizerConfig(Strict):
 
 
 class ScheduleConfig(Strict):
-    """Factor on both learning rates, a function of the step alone."""
+    """Factor on both learning rates, tables and dense part, a function of the step alone."""
 
-    warmup_steps: int = Field(0, ge=0, description="steps over which the factor rises from 0 to 1")
-    decay: Literal["none", "linear", "cosine"] = Field("none", description="from 1 after warm-up to `final` at the end")
-    final: float = Field(0.0, ge=0, le=1, description="factor at the last step")
+    warmup_steps: int = Field(0, ge=0, description="steps over which the factor rises evenly to 1; the first is no 0")
+    decay: Literal["none", "linear", "cosine"] = Field("none", description="from 1 after warm-up towards `final`")
+    final: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="factor that the decay has reached when the last step is done: with 0, that step still learns",
+    )
 
 
 class OptimizerConfig(Strict):
