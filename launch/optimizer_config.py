@@ -24,7 +24,9 @@ class SparseOptimizerConfig(Strict):
     )
     lr: PositiveFloat = Field(0.05, description="learning rate, times the schedule's factor")
     eps: PositiveFloat = Field(1e-8, description="added to the root in the denominator; not with sgd")
-    weight_decay: NonNegativeFloat = Field(0.0, description="of the rows that a batch looks up")
+    weight_decay: NonNegativeFloat = Field(
+        0.0, description="with adam alone, of the rows that a batch looks up: FBGEMM ignores it with the others"
+    )
 
 
 class ScheduleConfig(Strict):

@@ -41,7 +41,7 @@ def fuse_sparse_optimizer(tables: nn.Module, config: SparseOptimizerConfig, devi
     arguments: dict[str, Any] = {"lr": config.lr}
     if config.kind != "sgd":
         arguments["eps"] = config.eps
-    if config.weight_decay:
+    if config.kind == "adam":  # with the others FBGEMM ignores it, and launch/unused_keys.py refuses it
         arguments["weight_decay"] = config.weight_decay
     apply_optimizer_in_backward(SPARSE[config.kind], tables.parameters(), arguments)
 
