@@ -32,7 +32,7 @@ class SparseOptimizerConfig(Strict):
 class ScheduleConfig(Strict):
     """Factor on both learning rates, tables and dense part, a function of the step alone."""
 
-    warmup_steps: int = Field(0, ge=0, description="steps over which the factor rises evenly to 1; the first is no 0")
+    warmup_steps: int = Field(0, ge=0, description="steps over which the factor rises evenly to 1; no step has 0")
     decay: Literal["none", "linear", "cosine"] = Field("none", description="from 1 after warm-up towards `final`")
     final: float = Field(
         0.0,

@@ -49,11 +49,11 @@ Case = Changes | Refused | Exempt | Elsewhere
 ENTRIES: dict[str, Case] = {}
 
 
-def changes(*overrides: str, base: str | tuple[str, ...] = (), part: Part = "weights") -> Changes:
+def changes(*overrides: str, base: str | tuple[str, ...] = (), part: Part = "weights") -> Case:
     return Changes(overrides, (base,) if isinstance(base, str) else base, part)
 
 
-def refused(*overrides: str, words: str) -> Refused:
+def refused(*overrides: str, words: str) -> Case:
     return Refused(overrides, tuple(words.split("; ")))
 
 
