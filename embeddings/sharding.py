@@ -98,17 +98,21 @@ def constraints(schema: Schema, tables: Mapping[str, TablePlan], cluster: Cluste
     """The planner's constraint for every table of the schema.
 
     Raises:
-        ValueError: a table is too small for the kind asked for.
+        ValueError: a table is too small for the kind asked for, or the kernel is one that the device has not.
     """
     on_cuda = cluster.device == "cuda"
     result = {}
     for table in schema.tables.values():
         asked = tables.get(table.name, TablePlan())
         shardings = _shardings(table, asked.sharding, cluster)
-        kernel = asked.kernel if on_cuda and asked.kernel else None
+        if asked.kernel not in (None, EmbeddingComputeKernel.FUSED.value) and not on_cuda:
+            raise ValueError(
+                f"plan.tables.{table.name}.kernel is {asked.kernel}, which there is on CUDA only; on CPU remove it, or "
+                "use fused"
+            )
         result[table.name] = ParameterConstraints(
             sharding_types=list(shardings),
-            compute_kernels=[kernel or EmbeddingComputeKernel.FUSED.value],
+            compute_kernels=[asked.kernel or EmbeddingComputeKernel.FUSED.value],
             # Below 128 columns column-wise would not split at all; 4 is the least width FBGEMM's kernels take.
             min_partition=_column_shard(table.dim) if asked.sharding in ("column_wise", "table_column_wise") else None,
             is_weighted=schema.is_weighted,

@@ -50,8 +50,8 @@ def add_jobs(commands: Commands) -> None:
     add_config(plan)
     plan.add_argument("-j", default="1x1", help="NODESxPROCESSES, as for TorchX")
     plan.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    plan.add_argument("--hbm-gb", type=float, default=80.0, help="device memory of a rank")
-    plan.add_argument("--ddr-gb", type=float, default=64.0, help="host memory of a rank")
+    plan.add_argument("--hbm-gb", type=float, help="device memory of a rank; default: plan.hbm_gb, or 80")
+    plan.add_argument("--ddr-gb", type=float, help="host memory of a rank; default: plan.ddr_gb, or 64")
     add_json(plan)
 
 
@@ -104,15 +104,19 @@ def _plan(arguments: argparse.Namespace) -> None:
     nodes, _, processes = arguments.j.partition("x")
     if not (nodes.isdigit() and processes.isdigit() and int(nodes) and int(processes)):
         raise ValueError(f"-j is {arguments.j!r}; expected NODESxPROCESSES, e.g. 2x8")
+    if arguments.hbm_gb is not None and arguments.device == "cpu":
+        raise ValueError("--hbm-gb is the memory of a GPU, and --device is cpu; give --ddr-gb, or --device cuda")
     config = load_config(arguments.config, arguments.overrides)
+    hbm_gb = arguments.hbm_gb or config.plan.hbm_gb or 80.0
+    ddr_gb = arguments.ddr_gb or config.plan.ddr_gb or 64.0
     show_plan(
         config,
         Cluster(
             device=arguments.device,
             world_size=int(nodes) * int(processes),
             local_world_size=int(processes),
-            hbm_bytes=int(arguments.hbm_gb * 2**30) if arguments.device == "cuda" else 0,
-            ddr_bytes=int(arguments.ddr_gb * 2**30),
+            hbm_bytes=int(hbm_gb * 2**30) if arguments.device == "cuda" else 0,
+            ddr_bytes=int(ddr_gb * 2**30),
         ),
         as_json=arguments.json,
     )

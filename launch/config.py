@@ -22,6 +22,7 @@ from embeddings.kinds import DTYPES, KERNELS, SHARDINGS, check_managed_plan, che
 from launch.data_config import DataConfig, NonNegativeFloat
 from launch.model_config import ModelConfig, ParallelConfig, check_tokens, check_torchrec
 from launch.optimizer_config import OPTIMIZERS, OptimizerConfig
+from launch.unused_keys import check_all_used
 from pipeline.features import Strict
 from pipeline.local_path import local_path
 from pipeline.schema import Schema, explain
@@ -32,7 +33,7 @@ class TableConfig(Strict):
     """Constraints on one table; what is not given the planner chooses."""
 
     sharding: Literal[SHARDINGS] | None = Field(None, description="how it is cut")  # type: ignore[valid-type]
-    kernel: Literal[KERNELS] | None = Field(None, description="CUDA only; on CPU always fused")  # type: ignore[valid-type]
+    kernel: Literal[KERNELS] | None = Field(None, description="CUDA only, but for fused")  # type: ignore[valid-type]
     dtype: Literal[DTYPES] = Field("fp32", description="of its weights")  # type: ignore[valid-type]
 
 
@@ -87,7 +88,7 @@ class MetricsConfig(Strict):
     """What evaluation reports."""
 
     group: str | None = Field(None, description="column whose values group the rows for GAUC, e.g. user_id")
-    auc_bins: PositiveInt | None = Field(None, description="histogram AUC with so many bins; None: exact")
+    auc_bins: int | None = Field(None, ge=2, description="histogram AUC with so many bins; None: exact")
     slices: list[str] = Field(
         default_factory=list, description="columns for whose values AUC, NE and calibration are reported apart"
     )
@@ -183,6 +184,7 @@ class Config(Strict):
             check_tokens(self.model, self.feature_schema)
         else:
             check_torchrec(self.model, self.feature_schema, self.optimizer.dense.kind)
+        check_all_used(self)
         return self
 
 

@@ -24,15 +24,22 @@ class SparseOptimizerConfig(Strict):
     )
     lr: PositiveFloat = Field(0.05, description="learning rate, times the schedule's factor")
     eps: PositiveFloat = Field(1e-8, description="added to the root in the denominator; not with sgd")
-    weight_decay: NonNegativeFloat = Field(0.0, description="of the rows that a batch looks up")
+    weight_decay: NonNegativeFloat = Field(
+        0.0, description="with adam alone, of the rows that a batch looks up: FBGEMM ignores it with the others"
+    )
 
 
 class ScheduleConfig(Strict):
-    """Factor on both learning rates, a function of the step alone."""
+    """Factor on both learning rates, tables and dense part, a function of the step alone."""
 
-    warmup_steps: int = Field(0, ge=0, description="steps over which the factor rises from 0 to 1")
-    decay: Literal["none", "linear", "cosine"] = Field("none", description="from 1 after warm-up to `final` at the end")
-    final: float = Field(0.0, ge=0, le=1, description="factor at the last step")
+    warmup_steps: int = Field(0, ge=0, description="steps over which the factor rises evenly to 1; no step has 0")
+    decay: Literal["none", "linear", "cosine"] = Field("none", description="from 1 after warm-up towards `final`")
+    final: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="factor that the decay has reached when the last step is done: with 0, that step still learns",
+    )
 
 
 class OptimizerConfig(Strict):

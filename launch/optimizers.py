@@ -41,7 +41,7 @@ def fuse_sparse_optimizer(tables: nn.Module, config: SparseOptimizerConfig, devi
     arguments: dict[str, Any] = {"lr": config.lr}
     if config.kind != "sgd":
         arguments["eps"] = config.eps
-    if config.weight_decay:
+    if config.kind == "adam":  # with the others FBGEMM ignores it, and launch/unused_keys.py refuses it
         arguments["weight_decay"] = config.weight_decay
     apply_optimizer_in_backward(SPARSE[config.kind], tables.parameters(), arguments)
 
@@ -102,11 +102,16 @@ def norm_of_gradients(params: Sequence[nn.Parameter], group: dist.ProcessGroup |
 
 
 def schedule_factor(config: ScheduleConfig, step: int, total_steps: int) -> float:
-    """Factor on every learning rate at `step` (from 0): linear warm-up, then decay to `final` at the last step.
+    """Factor on every learning rate at `step`, of 0 to total_steps - 1: linear warm-up, then decay towards `final`.
+
+    As in torch's schedulers `final` is reached when `total_steps` are done, one step behind the last: with 0 no step is
+    taken in vain. There it stays.
 
     >>> config = ScheduleConfig(warmup_steps=2, decay="linear", final=0.0)
-    >>> [schedule_factor(config, step, total_steps=6) for step in range(7)]
-    [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
+    >>> [schedule_factor(config, step, total_steps=6) for step in range(6)]
+    [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    >>> schedule_factor(config, 6, total_steps=6)
+    0.0
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps

@@ -28,15 +28,24 @@ class StepTrace:
         rank: of this process.
         directory: run.directory.
         journal: of rank 0; None on other ranks.
+        world_size: ranks in all; a warning says so if none of them is named.
     """
 
-    def __init__(self, config: ProfileConfig | None, rank: int, directory: str, journal: Journal | None) -> None:
+    def __init__(
+        self, config: ProfileConfig | None, rank: int, directory: str, journal: Journal | None, world_size: int
+    ) -> None:
         self._is_wanted = config is not None and rank in config.ranks
         self.first, self.last = config.steps if config is not None else (0, 0)
         self.path = Path(directory, FOLDER, f"rank-{rank}-steps-{self.first}-{self.last}.pt.trace.json.gz")
         self.journal = journal
         self._profile: profile | None = None
         self._traced: list[int] = []
+        if config is not None and rank == 0 and min(config.ranks, default=world_size) >= world_size:
+            self._warn(
+                f"train.profile.ranks is {config.ranks}, and the ranks of this job are 0 to {world_size - 1}: none is "
+                "traced; name one of those",
+                0,
+            )
 
     def step(self, number: int) -> AbstractContextManager[None]:
         """What to train step `number` in, the first of a run being 1."""

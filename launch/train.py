@@ -109,7 +109,7 @@ class Training:
         self.checkup = Checkup(config, ranks, self.journal)
         self.judge = Judge(config, self.built, ranks, self.journal, self.bad_files, self.checkup, self.meta)
         self.saver = Saver(config, self.built, ranks, self.checkpoints, self.journal, self.checkup)
-        self.trace = StepTrace(config.train.profile, ranks.rank, config.run.directory, self.journal)
+        self.trace = StepTrace(config.train.profile, ranks.rank, config.run.directory, self.journal, ranks.world_size)
         self.pipeline = AgreedPipeline(
             self.built.model, self.built.optimizer, ranks.device, ranks.control, ranks.preemption.is_told_to_leave
         )

@@ -38,6 +38,9 @@ def test_plan_for_machines_that_do_not_exist(tmp_path: Path, capsys: pytest.Capt
         (["-j", "two"], "-j is 'two'; expected NODESxPROCESSES"),
         (["-j", "1x3"], "data.batch_size is 16, which 3 ranks do not divide"),
         (["-j", "1x2", "--ddr-gb", "1e-9"], "no sharding plan fits 2 ranks"),
+        (["-j", "1x2", "plan.ddr_gb=1e-9"], "no sharding plan fits 2 ranks"),
+        (["-j", "1x2", "--device", "cuda", "plan.hbm_gb=1e-9"], "no sharding plan fits 2 ranks with 0.0 GiB each"),
+        (["--hbm-gb", "80"], "--hbm-gb is the memory of a GPU, and --device is cpu; give --ddr-gb, or --device cuda"),
         (["-j", "1x8", "plan.tables.tags.sharding=row_wise"], "9 rows leave some of 8 ranks without any"),
     ],
 )

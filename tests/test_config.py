@@ -141,3 +141,32 @@ def test_a_named_optimizer_can_be_overridden(tmp_path: Path) -> None:
 def test_a_named_optimizer_is_the_papers() -> None:
     optimizer = Config.model_validate({**TREE, "optimizer": "paper"}).optimizer
     assert (optimizer.dense.kind, optimizer.dense.lr, optimizer.sparse.kind) == ("rmsprop", 0.01, "adagrad")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["train.early_stopping.patience=1"],
+            r"train.early_stopping is given, but data.evaluate is not .*; give data.ev",
+        ),
+        (["metrics.select=ne"], r"metrics.select is ne, but data.evaluate is not given, .*; give data.evaluate"),
+        (
+            ["metrics.select=gauc", "data.evaluate=there"],
+            r"metrics.select is gauc, but metrics.group is not given, .*; give metrics.group, or select auc",
+        ),
+        (
+            ["model={arch: mlp}", "parallel={token_group: auto, exchange: bf16}"],
+            r"parallel.exchange is bf16, but model.arch is mlp, which has no tokens .*; remove it",
+        ),
+        (
+            ["model={arch: dcn, layers: 3, global_token: false}"],
+            r"model.layers is 3, model.global_token is false, but model.arch is dcn, .*; remove them, or .* model='",
+        ),
+    ],
+)
+def test_a_key_that_another_makes_meaningless_is_refused_with_both(
+    overrides: list[str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_config(write(tmp_path, TREE), overrides)

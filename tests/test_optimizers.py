@@ -54,6 +54,36 @@ def test_schedule() -> None:
     assert schedule_factor(ScheduleConfig(), 7, total_steps=10) == 1.0
 
 
+@pytest.mark.parametrize("decay", ["linear", "cosine"])
+@pytest.mark.parametrize("warmup_steps", [0, 2])
+@pytest.mark.parametrize("final", [0.0, 0.2, 1.0])
+def test_final_is_what_the_decay_has_reached_when_the_last_step_is_done(
+    decay: str, warmup_steps: int, final: float
+) -> None:
+    """As torch's own schedulers, so that with 0 the last step still learns; the doctest and the key say the same."""
+    config, total = ScheduleConfig(warmup_steps=warmup_steps, decay=decay, final=final), 10 + warmup_steps
+    factors = [schedule_factor(config, step, total) for step in range(total + 3)]
+    assert factors[0] == (0.5 if warmup_steps else 1.0)
+    assert factors[warmup_steps] == 1.0
+    assert factors[warmup_steps + 5] == pytest.approx((1 + final) / 2)
+    last = 0.1 if decay == "linear" else (1 + math.cos(0.9 * math.pi)) / 2
+    assert factors[total - 1] == pytest.approx(final + (1 - final) * last)
+    assert factors[total - 1] > 0
+    assert factors[total:] == pytest.approx([final] * 3)
+
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    theirs = (
+        torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, final, total_iters=10)
+        if decay == "linear"
+        else torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10, eta_min=final)
+    )
+    for factor in factors[warmup_steps : total + 1]:
+        assert factor == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-12)
+        optimizer.step()
+        theirs.step()
+
+
 def test_clipping_clips_and_schedule_moves_every_group() -> None:
     table, weight = nn.Parameter(torch.zeros(5)), nn.Parameter(torch.zeros(4))
     fused = KeyedOptimizerWrapper({"table": table}, lambda ps: torch.optim.SGD(ps, lr=0.2))

@@ -16,7 +16,6 @@ from tests.job import Job
 OVERRIDES = (
     "model.moe={experts: 3, active_ratio: 0.34}",
     "feature_schema.features.user={kind: id, managed: 1, dim: 8, group: user}",
-    "optimizer.sparse.weight_decay=0.1",
 )
 
 

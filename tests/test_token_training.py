@@ -6,6 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from launch.build import build
+from launch.config import load_config
+from launch.distributed import cluster_here, process_group
 from pipeline.journal import read_log
 from tests.job import Job
 
@@ -73,3 +76,23 @@ def test_a_token_group_that_does_not_fit_is_refused_before_anything_starts(tmp_p
     assert (
         "parallel.token_group is 2, which does not divide the number of ranks, 1; use one of [1], or a" in done.stderr
     )
+
+
+@pytest.mark.parametrize("exchange", ["fp32", "bf16"])
+def test_the_dtype_of_the_exchange_reaches_the_token_group(
+    exchange: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one rank there is no group: as far as the call that makes one, whose own tests send in both dtypes."""
+
+    class Shared(Exception): ...
+
+    def shard_tokens(model: object, mesh: object, dtype: torch.dtype | None, **_: object) -> None:
+        raise Shared(dtype)
+
+    monkeypatch.setattr("launch.build.token_group", lambda *_: 2)
+    monkeypatch.setattr("launch.build.token_mesh", lambda *_: "mesh")
+    monkeypatch.setattr("launch.build.shard_tokens", shard_tokens)
+    config = load_config(str(Job(tmp_path).config), [f"parallel={{token_group: auto, exchange: {exchange}}}"])
+    with process_group(config) as ranks, pytest.raises(Shared) as shared:
+        build(config, ranks, cluster_here(ranks, config.plan), 1)
+    assert shared.value.args == ({"fp32": None, "bf16": torch.bfloat16}[exchange],)

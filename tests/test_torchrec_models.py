@@ -178,7 +178,7 @@ def test_what_they_cannot_take_is_refused(overrides: list[str], message: str, tm
 @pytest.mark.parametrize("arch", ARCHS)
 def test_the_plan_shows_parameters_and_flops(arch: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     job = Job(tmp_path)
-    overrides = [f"model.arch={arch}", "feature_schema.features.tags.dim=8"]
+    overrides = [f"model={{arch: {arch}}}", "feature_schema.features.tags.dim=8"]
     assert main(["plan", "--config", str(job.config), "-j", "1x1", *overrides]) == 0
     printed = re.search(r"head: ([\d,]+) parameters, ([\d,]+) forward FLOPs", capsys.readouterr().out)
     assert printed
@@ -194,7 +194,7 @@ def train_all(rank: int, world_size: int, folder: str, config: str, overrides: l
     ranks = Ranks(rank, world_size, rank, world_size, torch.device("cpu"), control, store=store)
     results = {}
     for arch in ARCHS:
-        run = load_config(config, [*overrides, f"model.arch={arch}", f"run.directory={folder}/{arch}"])
+        run = load_config(config, [*overrides, f"model={{arch: {arch}}}", f"run.directory={folder}/{arch}"])
         with RunLock(run) as lock:
             training = Training(run, ranks, Rollbacks(run, ranks), lock)
             result = training.run()

@@ -65,15 +65,17 @@ def test_a_run_that_ends_among_the_steps_and_a_folder_that_cannot_be_written(tmp
 
 def test_other_ranks_and_other_steps_cost_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for config in (None, ProfileConfig(steps=(1, 5), ranks=[0])):
-        trace = StepTrace(config, 1, str(tmp_path), None)
+        trace = StepTrace(config, 1, str(tmp_path), None, 2)
         assert trace.step(1) is NOTHING
         trace.close(9)
-    trace = StepTrace(ProfileConfig(steps=(2, 5), ranks=[1]), 1, str(tmp_path), None)
+    trace = StepTrace(ProfileConfig(steps=(2, 5), ranks=[1]), 1, str(tmp_path), None, 2)
     assert trace.step(1) is NOTHING
     assert trace.step(6) is NOTHING
     assert capsys.readouterr().err == ""
     trace.close(1)
     assert capsys.readouterr().err.startswith("warning: train.profile.steps: of the steps 2 to 5 none was trained here")
+    StepTrace(ProfileConfig(steps=(2, 5), ranks=[2, 3]), 0, str(tmp_path), None, 2)
+    assert "train.profile.ranks is [2, 3], and the ranks of this job are 0 to 1" in capsys.readouterr().err
 
 
 def test_steps_that_run_backwards(tmp_path: Path) -> None:
