@@ -63,11 +63,17 @@ def training_reader(
 
 
 def pass_reader(
-    config: Config, ranks: Ranks, paths: str | list[str], *, keys: Sequence[str], labels: bool = True
+    config: Config,
+    ranks: Ranks,
+    paths: str | list[str],
+    *,
+    keys: Sequence[str],
+    labels: bool = True,
+    located: bool = False,
 ) -> BatchReader:
-    """This rank's part of one pass over `paths` in file order, with key columns. Collective."""
+    """This rank's part of one pass over `paths` in file order, with key columns or `located`. Collective."""
     return BatchReader(
-        open_together(config, ranks, paths, keys=keys, labels=labels),
+        open_together(config, ranks, paths, keys=keys, labels=labels, located=located),
         batch_size=config.data.evaluate_batch_size,
         rank=ranks.rank,
         world_size=ranks.world_size,
