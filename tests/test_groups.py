@@ -22,9 +22,9 @@ ROWS = 400
 
 def rows() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Rows in which group 0 exists and every third row has none, though its number is that of group 0."""
-    *columns, groups_B = random_rows(ROWS, tasks=2, seed=11, distinct=50)
+    logits_BK, labels_BK, weights_B, groups_B = random_rows(ROWS, tasks=2, seed=11, distinct=50)
     grouped_B = torch.arange(ROWS) % 3 != 0
-    return *columns, torch.where(grouped_B, (groups_B + 2048) // 1024, 0), grouped_B
+    return logits_BK, labels_BK, weights_B, torch.where(grouped_B, (groups_B + 2048) // 1024, 0), grouped_B
 
 
 def computed(rank: int, world_size: int, bins: int | None = None) -> dict[str, float]:

@@ -139,7 +139,12 @@ def test_what_a_person_should_look_at(job: Job, capsys: pytest.CaptureFixture[st
 
 def test_what_has_most_trouble_comes_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = np.arange(4000)
-    kinds = {"fine": {"range": 4}, "few": {"buckets": 4096}, "some": {"buckets": 30}, "all": {"buckets": 3}}
+    kinds: dict[str, dict[str, Any]] = {
+        "fine": {"range": 4},
+        "few": {"buckets": 4096},
+        "some": {"buckets": 30},
+        "all": {"buckets": 3},
+    }
     kinds |= {"empty": {"range": 9}, "unknown": {"range": 4, "on_bad": "reserve"}, "same": {"range": 9}}
     kinds |= {"own": {"range": 4000}}
     columns = {
@@ -182,7 +187,7 @@ def test_what_has_most_trouble_comes_first(tmp_path: Path, capsys: pytest.Captur
     ]
     assert told[6:] == ["unknown: 0% are null here and 100% in the other files; see to what writes it"]
     by_collisions, ids, *_ = tables(found)
-    assert by_collisions.title.startswith("Tables: what shares its bucket")
+    assert str(by_collisions.title).startswith("Tables: what shares its bucket")
     assert [str(cell) for cell in by_collisions.columns[0].cells][:3] == ["all", "some", "few"]
     assert [str(cell) for cell in ids.columns[0].cells] == [
         *("all", "same", "empty", "some", "unknown", "few", "fine", "own"),
