@@ -40,6 +40,9 @@ def add_jobs(commands: Commands) -> None:
     predict.add_argument(
         "--keys", type=columns, default=[], metavar="A,B", help="columns to copy to the output, separated by commas"
     )
+    predict.add_argument(
+        "--logits", action="store_true", help="write TASK_logit too, which keeps rows apart that are all but certain"
+    )
 
     plan = commands.add(
         "plan",
@@ -90,7 +93,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     from launch.evaluate import predict
 
     config = load_config(arguments.config, arguments.overrides)
-    predict(config, arguments.checkpoint, arguments.data, arguments.out, arguments.keys)
+    predict(config, arguments.checkpoint, arguments.data, arguments.out, arguments.keys, logits=arguments.logits)
 
 
 def _plan(arguments: argparse.Namespace) -> None:

@@ -121,6 +121,7 @@ def predict(
     data: str,
     out: str,
     keys: str = "",
+    logits: bool = False,
     checkpoint: str = "best",
     j: str = "1x2",
     name: str = "",
@@ -143,6 +144,7 @@ def predict(
         data: Parquet files to predict: path, glob, directory or URL
         out: directory to write, which must not exist yet
         keys: columns to copy to the output, separated by commas
+        logits: write TASK_logit too, which keeps rows apart that are all but certain
         checkpoint: best, latest or a name
         j: NODESxPROCESSES, processes on each node
         name: what schedulers call the job; default: the command and the last part of run.directory
@@ -160,6 +162,7 @@ def predict(
     resource = specs.resource(cpu=cpu, gpu=gpu, memMB=memMB, h=h)
     command = ["predict", "--checkpoint", checkpoint, "--data", data, "--out", out]
     command += ["--keys", keys] if keys else []
+    command += ["--logits"] if logits else []
     return _job(command, config, overrides, j, name, image, resource, env, mounts, max_retries, max_restarts, rdzv_port)
 
 

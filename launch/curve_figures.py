@@ -28,7 +28,7 @@ def quality(log: RunLog) -> list[Figure]:
         figures.append(Figure("Loss", note, data, _over_steps(log, "log loss per example", ".4f")))
     for metric, title, note in (
         ("auc", "AUC", "Share of pairs of a positive and a negative that are in the right order."),
-        ("gauc", "GAUC", f"AUC within each {_group(log)}, averaged."),
+        ("gauc", "GAUC", f"AUC within each {_group(log)}, averaged{_without_one(log)}."),
         (
             "ne",
             "Normalised entropy",
@@ -136,3 +136,9 @@ def _over_steps(log: RunLog, title: str, form: str) -> dict[str, Any]:
 
 def _group(log: RunLog) -> str:
     return str(log.config.get("metrics", {}).get("group") or "group")
+
+
+def _without_one(log: RunLog) -> str:
+    """What the last evaluation left out of GAUC."""
+    share = (log.evaluations[-1].get("ungrouped") if log.evaluations else None) or 0.0
+    return f"; {share:.2%} of the evaluated rows have none and are left out" if share else ""

@@ -63,11 +63,17 @@ def training_reader(
 
 
 def pass_reader(
-    config: Config, ranks: Ranks, paths: str | list[str], *, keys: Sequence[str], labels: bool = True
+    config: Config,
+    ranks: Ranks,
+    paths: str | list[str],
+    *,
+    keys: Sequence[str],
+    labels: bool = True,
+    located: bool = False,
 ) -> BatchReader:
-    """This rank's part of one pass over `paths` in file order, with key columns. Collective."""
+    """This rank's part of one pass over `paths` in file order, with key columns or `located`. Collective."""
     return BatchReader(
-        open_together(config, ranks, paths, keys=keys, labels=labels),
+        open_together(config, ranks, paths, keys=keys, labels=labels, located=located),
         batch_size=config.data.evaluate_batch_size,
         rank=ranks.rank,
         world_size=ranks.world_size,
@@ -122,8 +128,8 @@ def evaluate(config: Config, built: Build, ranks: Ranks, paths: str | list[str])
     activity = Activity(built.moes) if built.moes else None
     for output in outputs(built, ranks, reader):
         batch = output.batch
-        groups_B = group_ids(batch, group) if group else None
-        metrics.update(output.logits_BK, batch.labels_BK, batch.weights_B, groups_B)
+        groups = group_ids(batch, group) if group else ()
+        metrics.update(output.logits_BK, batch.labels_BK, batch.weights_B, *groups)
         reliability.update(output.logits_BK, batch.labels_BK, batch.weights_B)
         if slices.columns and batch.keys is not None:
             slices.update(output.logits_BK, batch.labels_BK, batch.weights_B, batch.keys)
@@ -141,8 +147,10 @@ def evaluate(config: Config, built: Build, ranks: Ranks, paths: str | list[str])
     return Evaluation(computed, load_LTE, bad, rows, details)
 
 
-def group_ids(batch: Batch, column: str) -> torch.Tensor:
-    """Which group each example belongs to, as int64: the hash of its value, equal on all ranks; padding is group 0.
+def group_ids(batch: Batch, column: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B,) int64, the group of each example: the hash of its value, equal on all ranks; and (B,) bool, if it has one.
+
+    Null and padding have none. 0 and the empty string are values like others.
 
     Raises:
         ValueError: the column holds neither integers nor strings.
@@ -159,7 +167,9 @@ def group_ids(batch: Batch, column: str) -> torch.Tensor:
         raise ValueError(f"metrics.group: column {column} is {values.type}; expected integers or strings")
     groups_B = torch.zeros(len(batch.weights_B), dtype=torch.int64)
     groups_B[: len(hashes)] = torch.from_numpy(hashes.view(np.int64))
-    return groups_B
+    grouped_B = torch.zeros(len(batch.weights_B), dtype=torch.bool)
+    grouped_B[: len(hashes)] = torch.from_numpy(values.is_valid().to_numpy(zero_copy_only=False))
+    return groups_B, grouped_B
 
 
 def random_state(ranks: Ranks) -> dict[str, dict[str, torch.Tensor]]:

@@ -2,63 +2,109 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import suppress
 from types import TracebackType
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch.distributed as dist
 
 from launch.distributed import Ranks
 from launch.paths import check_output
+from pipeline.collective import on_rank_0, together
+
+REMOVALS = 10  # tries to remove what other ranks remove at the same time
 
 
 class ParquetParts:
     """Each rank writes `part-RANK.parquet` into a directory beside `out`, which takes its name when all are done.
 
+    The block goes around that of the process group: when a rank fails, the others hear of it before its files go, so
+    that none of them fails for want of these and says that instead.
+
+        with ParquetParts(out) as parts, process_group(config) as ranks:
+            parts.begin(ranks)
+            parts.write(table)
+            parts.finish()
+
     Args:
         out: path or fsspec URL of a directory that must not exist.
-        ranks: this process among those that write.
-
-    Raises:
-        ValueError: `out` exists.
     """
 
-    def __init__(self, out: str, ranks: Ranks) -> None:
+    def __init__(self, out: str) -> None:
         self._fs, path = fsspec.core.url_to_fs(out)
-        self._out, self._ranks = path.rstrip("/"), ranks
+        self._name, self._out = out, path.rstrip("/")
         self._unfinished = f"{self._out}.unfinished"
+        self._has_begun = False
         self._writer: pq.ParquetWriter | None = None
-        self._file = f"{self._unfinished}/part-{ranks.rank:05d}.parquet"
-        check_output(out)
 
     def __enter__(self) -> ParquetParts:
-        if self._ranks.is_first:
-            if self._fs.exists(self._unfinished):
-                self._fs.rm(self._unfinished, recursive=True)
-            self._fs.makedirs(self._unfinished)
-        dist.barrier(self._ranks.control)
         return self
 
+    def begin(self, ranks: Ranks) -> None:
+        """Make the directory, empty, and this rank's file. Collective.
+
+        Raises:
+            ValueError: on all ranks, `out` exists.
+        """
+        together("cannot write there", lambda: check_output(self._name))
+        self._has_begun = True
+        on_rank_0(f"cannot write {self._name}", self._make)
+        # Opened before any rank can fail: a file whose directory has gone can still be written.
+        file = f"{self._unfinished}/part-{ranks.rank:05d}.parquet"
+        together(f"cannot write {self._name}", lambda: self._open(file))
+
     def write(self, table: pa.Table) -> None:
-        """Append rows to this rank's file."""
+        """Append rows to this rank's file; call it on every rank, without a row too."""
         if self._writer is None:
-            self._sink = self._fs.open(self._file, "wb")
             self._writer = pq.ParquetWriter(self._sink, table.schema, write_page_checksum=True)
         self._writer.write_table(table)
+
+    def finish(self) -> None:
+        """Give the directory its name, once the files of all ranks are whole. Collective.
+
+        Raises:
+            RuntimeError: on all ranks, what went wrong on one of them; `SystemFailure` for an error of its disk.
+        """
+        together(f"cannot write {self._name}", self._close)
+        on_rank_0(f"cannot write {self._name}", lambda: self._fs.mv(self._unfinished, self._out, recursive=True))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._sink.close()
-        if error is not None:
-            # Ranks fail together; whoever comes first removes what was written.
-            if self._fs.exists(self._unfinished):
-                self._fs.rm(self._unfinished, recursive=True)
+        if error is None or not self._has_begun:
             return
-        dist.barrier(self._ranks.control)
-        if self._ranks.is_first:
-            self._fs.mv(self._unfinished, self._out, recursive=True)
-        dist.barrier(self._ranks.control)
+        with suppress(Exception):  # `error` is what is told, and not that its file cannot be finished
+            self._close()
+        self._remove()
+
+    def _make(self) -> None:
+        if self._fs.exists(self._unfinished):
+            self._fs.rm(self._unfinished, recursive=True)
+        self._fs.makedirs(self._unfinished)
+
+    def _open(self, file: str) -> None:
+        self._sink = self._fs.open(file, "wb")
+
+    def _close(self) -> None:
+        try:
+            if self._writer is not None:
+                self._writer.close()
+        finally:
+            self._sink.close()
+
+    def _remove(self) -> None:
+        problem: Exception | None = None
+        for _ in range(REMOVALS):
+            try:
+                if not self._fs.exists(self._unfinished):
+                    return
+                self._fs.rm(self._unfinished, recursive=True)
+            except FileNotFoundError as error:  # another rank was faster
+                problem = error
+            except Exception as error:
+                problem = error
+                break
+        if problem is not None:
+            print(f"warning: {self._unfinished} is left there, for it cannot be removed: {problem}", file=sys.stderr)

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-Json = dict[str, Any]
+from launch.profile_findings import Json, shared, trouble
 
 
 def tables(found: Json) -> Iterator[Table]:
-    """The tables that have rows, made from the JSON alone."""
+    """The tables that have rows, made from the JSON alone: collisions first, and what has most trouble on top."""
     profile = found["profile"]
     made = [
-        _ids(profile["ids"]),
+        _tables(dict(sorted(profile["tables"].items(), key=lambda item: -shared(item[1])))),
+        _ids(_most_trouble_first(found)),
         _lists(profile["ids"]),
-        _tables(profile["tables"]),
         _numbers(profile["numbers"]),
         _labels(profile["labels"]),
     ]
     if found["drift"] is not None:
         made.append(_drift(found["drift"]))
     yield from (table for table in made if table.row_count)
+
+
+def _most_trouble_first(found: Json) -> Json:
+    profile, drift = found["profile"], found["drift"]
+    table_of = {feature: table for table in profile["tables"].values() for feature in table["features"]}
+
+    def least(item: tuple[str, Json]) -> float:
+        name, ids = item
+        change = drift["ids"].get(name) if drift is not None else None
+        return -trouble(ids, table_of.get(name), change, profile["rows"])
+
+    return dict(sorted(profile["ids"].items(), key=least))
 
 
 def _table(title: str, name: str, *columns: str) -> Table:

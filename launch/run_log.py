@@ -27,6 +27,7 @@ ENDS = {"finish": "finished", "diverged": "diverged", "preempted": "preempted"} 
 WHOLE_BYTES = 16_000_000  # of more that comes at once, only a part of the training records is read
 TRAIN = b'{"kind": "train"'
 METRICS = ("auc", "gauc", "logloss", "ne", "calibration")
+COUNTED = ("ungrouped", "rows")  # of an evaluation, for all tasks together
 
 
 class RunLog:
@@ -243,7 +244,7 @@ class RunLog:
     def metric_names(self) -> list[str]:
         """What the columns of metrics have: `auc`, or `click/auc` with several tasks."""
         columns = self.metric_columns()
-        return [name for name in (columns[0][1] if columns else {}) if name.split("/")[-1] in (*METRICS, "rows")]
+        return [name for name in (columns[0][1] if columns else {}) if name.split("/")[-1] in (*METRICS, *COUNTED)]
 
 
 def _parsed(content: bytes) -> Iterator[Record]:

@@ -13,7 +13,8 @@ from rich.progress import Progress
 
 from launch.output import show
 from launch.paths import check_output
-from launch.profile_tables import Json, tables
+from launch.profile_findings import Json, findings
+from launch.profile_tables import tables
 from pipeline.data_profile import DataProfile
 from pipeline.dataset import ParquetDataset
 from pipeline.drift import drift
@@ -21,8 +22,6 @@ from pipeline.files import ParquetFiles
 from pipeline.schema import Schema
 
 VERSION = 1  # of the JSON: raised when a key changes its meaning or goes
-FILES_SHOWN = 5
-UNSCALED = 10.0  # a dense input whose mean or deviation is beyond this should be standardised
 
 
 def show_profile(
@@ -93,40 +92,3 @@ def _views(found: Json) -> Iterator[RenderableType]:
         yield f"~ estimated, because there are more than {limit:,} ids; the JSON has the error"
     for sentence in findings(found):
         yield f"- {sentence}"
-
-
-def findings(found: Json) -> list[str]:
-    """What a person should look at, a sentence each."""
-    profile, sentences = found["profile"], []
-    for name, ids in profile["ids"].items():
-        bad, heaviest = ids["bad"], ids["heaviest"][:1]
-        if bad["count"]:
-            result = {"fail": "training stops there", "reserve": "they go to the reserved row"}
-            what = result.get(bad["policy"], "their rows are dropped")
-            sentences.append(f"{name}: {bad['count']:,} ids have no place, the first in {_place(bad)}; {what}")
-        if heaviest and heaviest[0]["share"] > 0.5 and ids["distinct"] > 2:
-            value, share = heaviest[0]["value"], heaviest[0]["share"]
-            sentences.append(f"{name}: {value!r} takes {share:.0%} of lookups; if it means missing, make it null")
-    for name, number in profile["numbers"].items():
-        mean, std = ((number["input"] or {}).get(key) or 0.0 for key in ("mean", "std"))
-        if std > 0 and max(abs(mean), std) > UNSCALED:
-            sizes = f"mean {mean:.4g} and standard deviation {std:.4g}"
-            sentences.append(f"{name}: the model gets numbers of {sizes}; `standardise` makes them 0 and 1")
-    for kind in ("numbers", "labels"):
-        for name, column in profile[kind].items():
-            if column["refused"]["count"]:
-                count, where = column["refused"]["count"], _place(column["refused"])
-                sentences.append(f"{name}: {count:,} values that training refuses, the first in {where}")
-    for name, label in profile["labels"].items():
-        departing = sorted((file for file in label["files"] if file["departs"]), key=lambda file: -abs(file["z"]))
-        for file in departing[:FILES_SHOWN]:
-            rates = f"{file['rate']:.2%}, over all files {label['rate']:.2%}"
-            sentences.append(f"{name}: {file['file']} has {rates} ({file['z']:+.0f} standard deviations)")
-        if len(departing) > FILES_SHOWN:
-            sentences.append(f"{name}: and {len(departing) - FILES_SHOWN:,} more files depart")
-    return sentences
-
-
-def _place(wrong: Json) -> str:
-    first = wrong["first"]
-    return f"{first['file']}, row group {first['row_group']}, row {first['row']}"

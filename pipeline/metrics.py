@@ -15,7 +15,7 @@ from pipeline.ranking import all_sum, exact_auc, grouped_auc, histogram_auc, rou
 # Logits beyond +-LOGIT_LIMIT share the first and last histogram bin; the error bound counts them like any other bin.
 LOGIT_LIMIT = 16.0
 LOWER_IS_BETTER = ("logloss", "ne")
-SUMS = ("loss", "prediction", "positive", "weight", "rows", "bad_labels", "bad_weights")
+SUMS = ("loss", "prediction", "positive", "weight", "rows", "bad_labels", "bad_weights", "ungrouped")
 
 
 class Metrics:
@@ -26,16 +26,18 @@ class Metrics:
 
     - `auc`: weighted area under the ROC curve; a tie between a positive and a negative counts half.
     - `gauc`: the mean of the AUC within each group (a user, a session) that has both classes, weighted by the group's
-      total weight.
+      total weight. Rows without a group are in none of them.
+    - `ungrouped`: the share of the weight that rows without a group have; with a `group` only.
     - `logloss`: weighted mean of -log p(label), computed from the logits.
     - `ne`: log loss over the entropy of the mean label, the log loss of the best constant (He et al. 2014).
     - `calibration`: mean prediction over mean label.
     - `rows`, `weight`: how many rows counted, and their weight.
 
     A metric that is not defined is nan: all but `rows` and `weight` without rows, `auc` and `ne` when only one class
-    is present, `gauc` when no group has both classes, `calibration` without a positive, all when a logit is nan.
+    is present, `gauc` when no group has both classes, `calibration` without a positive; all but those two and
+    `ungrouped` when a logit is nan.
 
-    Memory per rank: 8 bytes per row and task, and 8 per row for the group. `compute` takes one task after another and
+    Memory per rank: 8 bytes per row and task, and 9 per row for the group. `compute` takes one task after another and
     needs about 70 bytes per local row more while it works, 100 with groups or several ranks; it never gathers the rows
     of all ranks on one of them. With `auc_bins` no rows are kept for the AUC, only a histogram of 16 bytes per bin and
     task, and `auc_error_bound` says how far it can be from the exact one: half of the mass of the positive-negative
@@ -83,11 +85,26 @@ class Metrics:
         )  # negative, positive
         # Per batch: logits, and weights with the sign of the label (+ for 1, - for 0), each float32 of shape (B, K).
         self._batches: list[tuple[Tensor, Tensor]] = []
-        self._groups: list[Tensor] = []
+        # Per batch: groups, and which rows have one, each of shape (B,).
+        self._groups: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
-    def update(self, logits_BK: Tensor, labels_BK: Tensor, weights_B: Tensor, groups_B: Tensor | None = None) -> None:
+    def update(
+        self,
+        logits_BK: Tensor,
+        labels_BK: Tensor,
+        weights_B: Tensor,
+        groups_B: Tensor | None = None,
+        grouped_B: Tensor | None = None,
+    ) -> None:
         """Add a batch. Local: no communication, and no waiting for the device.
+
+        Args:
+            logits_BK: one a task.
+            labels_BK: 0 or 1.
+            weights_B: 0 for rows that count nowhere.
+            groups_B: int64, the group of every row; needed with a `group`.
+            grouped_B: bool, False for a row that has no group, such as one whose user is null; None: all have one.
 
         Raises:
             ValueError: `groups_B` is missing though the metrics were made with a group.
@@ -103,16 +120,20 @@ class Metrics:
         logits_BK = torch.where(counted_B1, logits_BK.to(self.device, torch.float32), 0.0)
         labels_BK = torch.where(counted_B1, labels_BK.to(self.device, torch.float32), 0.0)
         positive_BK = labels_BK != 0
-        self._add_sums(logits_BK.double(), labels_BK, positive_BK, weights_B1.double())
+        grouped_B = torch.ones_like(weights_B, dtype=torch.bool) if grouped_B is None else grouped_B
+        grouped_B = grouped_B.to(self.device, copy=True)
+        self._add_sums(logits_BK.double(), labels_BK, positive_BK, weights_B1.double(), ~grouped_B.unsqueeze(1))
         signed_BK = torch.where(positive_BK, weights_B1, -weights_B1)
         if self.auc_bins is not None:
             self._add_bins(logits_BK, signed_BK)
         if self.auc_bins is None or self.group is not None:
             self._batches.append((logits_BK, signed_BK))
         if self.group is not None and groups_B is not None:
-            self._groups.append(groups_B.to(self.device, torch.int64, copy=True))
+            self._groups.append((groups_B.to(self.device, torch.int64, copy=True), grouped_B))
 
-    def _add_sums(self, logits_BK: Tensor, labels_BK: Tensor, positive_BK: Tensor, weights_B1: Tensor) -> None:
+    def _add_sums(
+        self, logits_BK: Tensor, labels_BK: Tensor, positive_BK: Tensor, weights_B1: Tensor, ungrouped_B1: Tensor
+    ) -> None:
         # log p(label) without forming p: exact for large logits, infinite for an infinite one on the wrong side.
         loss_BK = -torch.nn.functional.logsigmoid(torch.where(positive_BK, logits_BK, -logits_BK))
         bad_weights_B1 = ~((weights_B1 >= 0) & weights_B1.isfinite())
@@ -124,6 +145,7 @@ class Metrics:
             (weights_B1 != 0).expand_as(logits_BK),
             positive_BK & (labels_BK != 1),
             bad_weights_B1.expand_as(logits_BK),
+            (ungrouped_B1 * weights_B1).expand_as(logits_BK),
         )
         self._sums_KS += torch.stack([column_BK.sum(0, dtype=torch.float64) for column_BK in columns], dim=1)
 
@@ -160,11 +182,14 @@ class Metrics:
             for ranking, bins_C2 in zip(rankings, all_sum(self._bins_KC2.clone(), group), strict=True):
                 ranking["auc"], ranking["auc_error_bound"] = histogram_auc(bins_C2)
         if self.group is not None:
-            group_N = torch.cat([torch.empty(0, dtype=torch.int64, device=self.device), *self._groups])
+            empty_N = torch.empty(0, dtype=torch.int64, device=self.device)
+            group_N = torch.cat([empty_N, *(groups_B for groups_B, _ in self._groups)])
+            grouped_N = torch.cat([empty_N.bool(), *(grouped_B for _, grouped_B in self._groups)])
+            group_N = group_N[grouped_N]
             route = route_by_group(group_N, group)
             group_N = route(group_N)
             for task_k, ranking in enumerate(rankings):
-                score_N, weight_N = self._rows(task_k)
+                score_N, weight_N = (column_N[grouped_N] for column_N in self._rows(task_k))
                 ranking["gauc"] = grouped_auc(route(score_N), route(weight_N), group_N, group)
         values: dict[str, float] = {}
         for task, ranking, sums_S in zip(self.tasks, rankings, sums_KS, strict=True):
@@ -173,7 +198,10 @@ class Metrics:
                 ranking = dict.fromkeys(ranking, math.nan)
             prefix = f"{task}/" if len(self.tasks) > 1 else ""
             values |= {prefix + name: value for name, value in (ranking | _pointwise(sums)).items()}
-        values |= {name: float(sums_KS[0, SUMS.index(name)]) for name in ("rows", "weight")}
+        shared = {name: float(sums_KS[0, SUMS.index(name)]) for name in ("rows", "weight", "ungrouped")}
+        if self.group is not None:
+            values["ungrouped"] = _divide(shared["ungrouped"], shared["weight"])
+        values |= {name: shared[name] for name in ("rows", "weight")}
         return _of_first_rank(values, self.device, group)
 
     def _rows(self, task_k: int) -> tuple[Tensor, Tensor]:

@@ -78,6 +78,8 @@ def test_predict_passes_its_own_arguments(config: str) -> None:
     (role,) = materialize_appdef(components.predict, arguments).roles
     tail = "predict --checkpoint best --data in --out out --keys a,b --config "
     assert tail in role.args[1]
+    (role,) = materialize_appdef(components.predict, [*arguments, "--logits", "True"]).roles
+    assert tail.replace(" --config", " --logits --config") in role.args[1]
 
 
 @pytest.mark.parametrize(

@@ -159,20 +159,18 @@ def stalling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[S
 @pytest.mark.parametrize(("slow", "what"), [("b.parquet", "/data/b.parquet"), ("data", "stalling://data")])
 def test_a_file_system_that_stalls_at_the_start(stalling: type[Stalling], slow: str, what: str) -> None:
     stalling.slow = slow
-    message = (
-        f"^{what}: found a file system that has not answered for 0.1 s; expected its bytes. See to the file system"
-    )
+    message = f"^{what}: found a file system that has not answered for 2 s; expected its bytes. See to the file system"
     with pytest.raises(DataError, match=message):
-        ParquetFiles.open("stalling://data", read_seconds=0.1)
+        ParquetFiles.open("stalling://data", read_seconds=2)
 
 
 def test_a_file_system_that_stalls_during_the_epoch(stalling: type[Stalling]) -> None:
-    dataset = ParquetDataset("stalling://data", SCHEMA, read_seconds=0.2, on_bad_file="skip")
+    dataset = ParquetDataset("stalling://data", SCHEMA, read_seconds=2, on_bad_file="skip")
     reader = BatchReader(dataset, 4, shuffle=False, window_rows=4)
     assert len(list(reader.epoch())) == 6
     stalling.slow = "b.parquet"
     steps = reader.epoch()
-    message = r"^/data/b.parquet, row group \d: found a file system that has not answered for 0.2 s; expected its bytes"
+    message = r"^/data/b.parquet, row group \d: found a file system that has not answered for 2 s; expected its bytes"
     with pytest.raises(DataError, match=message):
         list(steps)
     assert list(steps) == []
@@ -191,12 +189,12 @@ command(["train", "--config", {str(tmp_path / "run.yaml")!r}])
 """
     (tmp_path / "run.yaml").write_text(
         "feature_schema: {features: {user: {kind: id, range: 90, dim: 4}}, labels: {click: {}}}\n"
-        f"data: {{train: 'stalling://data', timeout_seconds: 0.3}}\nrun: {{directory: {tmp_path / 'run'}}}\n"
+        f"data: {{train: 'stalling://data', timeout_seconds: 2}}\nrun: {{directory: {tmp_path / 'run'}}}\n"
         "model: {tokens: 1, width: 8, layers: 1}\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2, done.stderr
     assert (
-        done.stderr.count("rankmixer: error: /data/a.parquet: found a file system that has not answered for 0.3 s") == 1
+        done.stderr.count("rankmixer: error: /data/a.parquet: found a file system that has not answered for 2 s") == 1
     )
     assert "Traceback" not in done.stderr

@@ -25,11 +25,12 @@ def reference(logits_BK: Tensor, labels_BK: Tensor, weights_B: Tensor, groups_B:
     weights, groups = weights_B[keep].double().numpy(), groups_B[keep].numpy()
     results = []
     for logits, labels in zip(logits_BK[keep].double().numpy().T, labels_BK[keep].numpy().T, strict=True):
-        expected = dict.fromkeys(("auc", "gauc", "logloss", "ne", "calibration"), NAN)
+        expected = dict.fromkeys(("auc", "gauc", "logloss", "ne", "calibration", "ungrouped"), NAN)
         expected |= {"rows": float(len(labels)), "weight": float(weights.sum())}
         results.append(expected)
         if len(labels) == 0:
             continue
+        expected["ungrouped"] = 0.0
         probability = 1 / (1 + np.exp(-logits))
         expected["logloss"] = log_loss(labels, probability, sample_weight=weights, labels=[0, 1])
         mean = float((weights * labels).sum() / weights.sum())
@@ -90,9 +91,9 @@ def test_several_tasks_have_keys_of_their_own() -> None:
     metrics.update(*rows)
     values = metrics.compute()
     for task, expected in zip(metrics.tasks, reference(*rows), strict=True):
-        shared = {name: expected.pop(name) for name in ("rows", "weight")}
+        shared = {name: expected.pop(name) for name in ("ungrouped", "rows", "weight")}
         assert {name: values.pop(f"{task}/{name}") for name in expected} == close(expected)
-    assert values == close(shared), "rows and weight, once"
+    assert values == close(shared), "what all tasks share, once"
 
 
 def test_padding_rows_count_nowhere() -> None:
@@ -123,7 +124,7 @@ def test_undefined_metrics_are_nan() -> None:
     assert {name for name, value in values.items() if math.isnan(value)} == {"auc", "gauc", "ne", "calibration"}
     metrics.update(torch.tensor([[NAN], [2.0]]), torch.ones(2, 1), torch.ones(2), torch.tensor([4, 4]))
     values = metrics.compute()
-    assert {name for name, value in values.items() if not math.isnan(value)} == {"rows", "weight"}
+    assert {name for name, value in values.items() if not math.isnan(value)} == {"ungrouped", "rows", "weight"}
 
 
 def test_large_logits_lose_no_precision() -> None:

@@ -19,7 +19,7 @@ from launch.cli import _quiet_libraries
 from launch.config import load_config
 from launch.leave import call_and_leave
 from launch.optimizers import RankerOptimizer
-from launch.preemption import sigterm_unwinds
+from launch.preemption import Preemption, sigterm_unwinds
 from launch.train import train
 from pipeline.errors import Preempted
 from pipeline.journal import read_log
@@ -44,10 +44,18 @@ LEFT_AT = [0, 3, 4, 8, 12, 12, 12]
 def interrupt(kind: str, number: int, what: signal.Signals) -> None:
     """Send this process a signal before a step, or in the second batch of an evaluation, counted in this process."""
     before_step, update, evaluations = RankerOptimizer.follow_schedule, Metrics.update, [0, 0]
+    begin, listeners = Preemption.__init__, list[Preemption]()
+
+    def remember(self: Preemption) -> None:
+        begin(self)
+        listeners[:] = [self]
+
+    setattr(Preemption, "__init__", remember)  # noqa: B010
 
     def tell() -> None:
         os.kill(os.getpid(), what)
-        time.sleep(0.2)  # in which a thread hears it
+        while not listeners[0].is_told_to_leave():  # a thread hears it
+            time.sleep(0.01)
 
     def follow_schedule(self: Any, done: int) -> None:
         if kind == "step" and done + 1 == number:
@@ -157,13 +165,27 @@ def test_early_stopping_is_not_forgotten_by_a_job_told_to_leave_in_the_test_pass
 SECOND = """
 import os, signal, time
 from launch import preemption
-preemption.SECONDS_OF_ONE_REQUEST = 0.5
+asked = []
+
+class Clock:
+    now = 100.0
+
+    def monotonic(self):
+        asked.append(self.now)
+        return self.now
+
+preemption.time = clock = Clock()
 told = preemption.Preemption()
 with told.listening():
-    for seconds in (0.1, 0.6, 5):
+    for number, later in enumerate((0.0, 5.0)):
+        clock.now = 100.0 + later
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(seconds)
+        while told.signal is None or len(asked) <= number:
+            time.sleep(0.01)
         print(told.signal.name, flush=True)
+    clock.now = 105.1
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(600)
 """
 
 

@@ -2,7 +2,6 @@
 
 import gc
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ from pipeline.errors import DataError
 from pipeline.reader import BatchReader
 from pipeline.schema import Schema
 from tests.told_apart import SCHEMA, write
+
+GUARD = 300  # seconds, which only a fault takes
 
 
 @pytest.fixture(scope="module")
@@ -61,18 +62,16 @@ def test_an_error_comes_in_place_of_its_batch_and_stops_the_threads(tmp_path: Pa
 def test_batches_are_prepared_while_the_last_one_is_used(
     dataset: ParquetDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoded: list[int] = []
+    decoded = threading.Semaphore(0)
     opening = Decoder.open
 
     def counting(*arguments: Any) -> Read:
-        decoded.append(1)
+        decoded.release()
         return opening(*arguments)
 
     monkeypatch.setattr(Decoder, "open", counting)
     batches = BatchReader(dataset, 2, threads=2, window_rows=1).epoch()
     next(batches)
-    deadline = time.monotonic() + 10
-    while len(decoded) < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert len(decoded) >= 2
+    for _ in range(2):
+        assert decoded.acquire(timeout=GUARD), "only what was asked for is decoded"
     batches.close()

@@ -104,6 +104,15 @@ def test_a_run_has_a_page_from_its_first_record_on(count: int, tmp_path: Path) -
     assert figures == []
 
 
+def test_rows_without_a_group_are_told(tmp_path: Path) -> None:
+    records = [record | ({"ungrouped": 0.125} if record["kind"] == "evaluate" else {}) for record in a_run(["click"])]
+    found, _ = read(page(RunLog(write(tmp_path, records)).read()))
+    text = " ".join(found.text)
+    assert "AUC within each user, averaged; 12.50% of the evaluated rows have none and are left out." in text
+    assert "ungrouped 0.125" in text
+    assert "left out" not in " ".join(read(page(RunLog(write(tmp_path, a_run(["click"]))).read()))[0].text)
+
+
 def test_a_diverged_run_says_what_broke(tmp_path: Path) -> None:
     layers = {"head.blocks.0.ffn": "2 of 9 not finite", "head.heads": "up to 1"}
     diverged = {"kind": "diverged", "step": 10, "layers": layers, "checkpoint": None}

@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from launch.cli import main
+from launch.profile_findings import findings
 from launch.profile_tables import tables
-from launch.show_profile import findings
 from tests.job import ROWS, Job
 
 DOCS = Path(__file__).parents[1] / "docs" / "data.md"
@@ -40,14 +40,15 @@ def test_tables_and_json_say_the_same(job: Job, capsys: pytest.CaptureFixture[st
     printed = capsys.readouterr().out
     assert "90 rows, 2 files, 9 row groups" in printed
     user = found["profile"]["ids"]["user"]
-    line = next(line.split() for line in printed.splitlines() if line.startswith(" user"))
+    of_ids = printed[printed.index("Ids: how many") :]  # what shares its bucket comes first
+    line = next(line.split() for line in of_ids.splitlines() if line.startswith(" user"))
     assert line == ["user", "90", "0", "0", *map(str, (user["distinct"], f"{user['top']['1']:.1%}")), "100.0%"] + [
         str(user["coverage"][share]) for share in ("90", "99")
     ]
     for title in ("Ids", "Lists", "Tables", "Numbers", "Labels"):
         assert re.search(f"^{title}", printed, re.MULTILINE)
     assert "Drift" not in printed
-    assert max(map(len, printed.splitlines())) <= 80
+    assert max(len(line) for line in printed.splitlines() if not line.startswith("- ")) <= 80
     assert "…" not in printed
 
 
@@ -63,7 +64,7 @@ def test_drift_between_two_globs(job: Job, capsys: pytest.CaptureFixture[str]) -
     printed = capsys.readouterr().out
     drifted = printed[printed.index("Drift to the other files") :]
     assert re.findall(r"^ (\w+) .* yes", drifted, re.MULTILINE) == ["city"]
-    assert max(map(len, printed.splitlines())) <= 80
+    assert max(len(line) for line in printed.splitlines() if not line.startswith("- ")) <= 80
 
 
 @pytest.mark.parametrize(
@@ -121,16 +122,76 @@ def test_what_a_person_should_look_at(job: Job, capsys: pytest.CaptureFixture[st
     found = profiled(job)
     a, b = (str(job.folder / "train" / f"{name}.parquet") for name in "ab")
     assert findings(found) == [
+        "city: 100.0% of lookups are of ids that share one of 11 buckets with another; "
+        "give city a `vocabulary`: 1,601 ids, each with a row of its own",
         f"user: 1 ids have no place, the first in {a}, row group 1, row 1234; training stops there",
-        "city: 'unknown' takes 60% of lookups; if it means missing, make it null",
-        "price: the model gets numbers of mean 12.66 and standard deviation 1.151; `standardise` makes them 0 and 1",
         f"price: 1 values that training refuses, the first in {a}, row group 0, row 17",
         f"like: 1 values that training refuses, the first in {a}, row group 0, row 5",
+        "tags: has one value in every row, which teaches nothing; leave it out",
+        "city: 'unknown' takes 60% of lookups; if it means missing, make it null",
+        "price: the model gets numbers of mean 12.66 and standard deviation 1.151; `standardise` makes them 0 and 1",
         f"click: {b} has 10.00%, over all files 40.00% (-22 standard deviations)",
         f"click: {a} has 50.00%, over all files 40.00% (+22 standard deviations)",
     ]
     printed = capsys.readouterr().out
     assert all(f"- {sentence}" in printed for sentence in findings(found))
+
+
+def test_what_has_most_trouble_comes_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = np.arange(4000)
+    kinds: dict[str, dict[str, Any]] = {
+        "fine": {"range": 4},
+        "few": {"buckets": 4096},
+        "some": {"buckets": 30},
+        "all": {"buckets": 3},
+    }
+    kinds |= {"empty": {"range": 9}, "unknown": {"range": 4, "on_bad": "reserve"}, "same": {"range": 9}}
+    kinds |= {"own": {"range": 4000}}
+    columns = {
+        "fine": rows % 4,
+        "few": rows % 100,
+        "some": rows % 20,
+        "all": rows % 9,
+        "empty": pa.array([None if row % 10 else 1 for row in rows]),
+        "unknown": np.where(rows % 10 < 3, 7, rows % 4),
+        "same": np.full(4000, 5),
+        "own": rows,
+        "click": rows % 2,
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    pq.write_table(pa.table(columns | {"unknown": pa.nulls(4000, pa.int64())}), tmp_path / "b.parquet")
+    features = {name: {"kind": "id", "dim": 4, **kind} for name, kind in kinds.items()}
+    tree = {"feature_schema": {"features": features, "labels": {"click": {}}}, "data": {"train": str(tmp_path)}}
+    (tmp_path / "run.yaml").write_text(json.dumps(tree))
+    command = ["data", "profile", f"{tmp_path}/a.parquet", "--config", f"{tmp_path}/run.yaml"]
+    assert main([*command, "--against", f"{tmp_path}/b.parquet", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    share = {
+        name: table["collisions"] and table["collisions"]["lookups"]
+        for name, table in found["profile"]["tables"].items()
+    }
+    assert share["all"] == 1.0 > share["some"] > 0.05 > share["few"]
+    told = findings(found)
+    assert told[:2] == [
+        "all: 100.0% of lookups are of ids that share one of 3 buckets with another; "
+        "give all a `vocabulary`: 9 ids, each with a row of its own",
+        f"some: {share['some']:.1%} of lookups are of ids that share one of 30 buckets with another; "
+        "give some a `vocabulary`: 20 ids, each with a row of its own",
+    ]
+    assert told[2].startswith("unknown: 1,200 ids have no place, the first in ")
+    assert told[3:6] == [
+        "same: has one value in every row, which teaches nothing; leave it out",
+        "own: 4,000 ids in 4,000 lookups hardly repeat, so nothing is learnt of them; leave it out or use what they "
+        "have in common",
+        "empty: 90% are null, which teaches nothing; fill the column, or leave the feature out",
+    ]
+    assert told[6:] == ["unknown: 0% are null here and 100% in the other files; see to what writes it"]
+    by_collisions, ids, *_ = tables(found)
+    assert str(by_collisions.title).startswith("Tables: what shares its bucket")
+    assert [str(cell) for cell in by_collisions.columns[0].cells][:3] == ["all", "some", "few"]
+    assert [str(cell) for cell in ids.columns[0].cells] == [
+        *("all", "same", "empty", "some", "unknown", "few", "fine", "own"),
+    ]
 
 
 def test_long_names_and_large_numbers_stay_legible_at_80_columns(job: Job) -> None:

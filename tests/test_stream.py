@@ -66,14 +66,17 @@ def test_each_look_that_finds_new_files_makes_a_portion(tmp_path: Path) -> None:
     assert [Path(file).name for file in third.files] == ["c.parquet"]
 
 
-def test_it_waits_for_what_comes(tmp_path: Path) -> None:
+def test_it_waits_for_what_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = arrivals(tmp_path, idle_seconds=None)
-    later = threading.Timer(0.3, write, [tmp_path / "data" / "a.parquet"])
-    later.start()
-    started = time.monotonic()
+    waits = iter(range(100))
+
+    def sleep() -> None:
+        if next(waits) == 3:
+            write(tmp_path / "data" / "a.parquet")
+
+    monkeypatch.setattr(stream, "_sleep", sleep)
     assert stream.wait(0) is not None
-    assert time.monotonic() - started > 0.2
-    later.join()
+    assert next(waits) == 4
 
 
 def test_files_without_a_row_are_passed_over_and_wrong_ones_are_named(
