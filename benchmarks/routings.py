@@ -99,8 +99,8 @@ def row(routing: Routing, found: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = arguments(__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=600, help=f"of {BATCH} examples (default %(default)s)")
+    parser = arguments(__doc__.partition("\n")[0], runs=3)
+    parser.add_argument("--steps", type=int, default=400, help=f"of {BATCH} examples (default %(default)s)")
     parser.add_argument("--experts", type=int, default=8, help="of a token (default %(default)s)")
     parser.add_argument("--active-ratio", type=float, default=0.25, help="the budget (default %(default)s)")
     parser.add_argument("--routings", nargs="+", choices=get_args(Routing), default=get_args(Routing))
