@@ -51,7 +51,7 @@ def training_flops_per_example(head: Any, input_gradient: bool = True, recompute
 
     Of a dense head that is three times the forward: the gradient of a product is two as large. A Sparse-MoE computes
     all its experts in training, whatever the gates: `dtsi` for both paths of an example, `dtsi_distill` once more with
-    the gates that serve. So at a budget of 1/4 `dtsi` takes over 20 times what it serves.
+    the gates that serve. So at a budget of 1/4 `dtsi` takes up to 24 times what it serves.
 
     Args:
         head: a RankMixer, all of whose parameters learn.
