@@ -89,7 +89,7 @@ def utilisation(preset: str, device: torch.device, batch: int | None = None, rep
     batch = batch or PRESETS[preset]
     model = RankMixer(RankMixerConfig.preset(preset), [IN_WIDTH], num_tasks=1, device=device)
     peak = peak_flops(device)
-    flops = 3 * model.flops_per_example() * batch
+    flops = model.training_flops_per_example() * batch
     eager = _step_seconds(model, device, batch, repeats)
     fused = _step_seconds(cast(nn.Module, torch.compile(model)), device, batch, repeats)
     return {

@@ -89,7 +89,8 @@ def measure(case: Case, runs: int, rows: list[dict[str, Any]], result: dict[str,
     }
     seconds = interleave({name: timer(arm) for name, arm in arms.items()}, runs, case.measurements, reduce=min)
     best = {name: min(values) for name, values in seconds.items()}
-    for kind, key, passes in (("forward", "forward", 1), ("training", "train", 3)):
+    flops = {"forward": model.flops_per_example(), "training": model.training_flops_per_example()}
+    for kind, key in (("forward", "forward"), ("training", "train")):
         row = {"preset": case.preset, "B": case.batch, "pass": kind, "bare bmm, ms": best[f"bare {kind}"] * 1e3}
         for arm, suffix in (("head", ""), ("compiled", "_compiled")):
             ratio = paired_ratio(seconds[f"bare {kind}"], seconds[f"{arm} {kind}"])
@@ -98,7 +99,7 @@ def measure(case: Case, runs: int, rows: list[dict[str, Any]], result: dict[str,
             result |= {name: ratio, **spread, f"{name}_unstable": ratio.unstable}
             row |= {f"{arm}, ms": best[f"{arm} {kind}"] * 1e3, f"bare / {arm}, median [min-max]": str(ratio)}
         fastest = min(best[f"head {kind}"], best[f"compiled {kind}"])
-        row["GFLOP/s"] = passes * model.flops_per_example() * case.batch / fastest / 1e9
+        row["GFLOP/s"] = flops[kind] * case.batch / fastest / 1e9
         row["examples/s"] = case.batch / fastest
         rows.append(row)
     return best["head forward"], best["head training"]

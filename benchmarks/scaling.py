@@ -77,7 +77,7 @@ class Step:
 
     Args:
         held: bytes of weights, gradients and optimizer state.
-        flops: of one example, forward and backward.
+        flops: of one example, forward and backward, all paths and experts.
         exchanged: with each example, forward and backward.
         reduced: gradients, once.
     """
@@ -116,8 +116,8 @@ class Model:
         self.parameters = sum(p.numel() for p in head.parameters())
         self.per_token = sum(p.numel() for name, p in head.named_parameters() if name in own)
         self.pieces = sum(head.tokenizer.cut_widths)
-        # In training all experts are computed, whatever the gates.
-        self.flops = 3 * head.flops_per_example(active_ratio=1.0)
+        self.paths = 1 + (head.controller is not None and head.controller.has_two_paths)
+        self.flops = head.training_flops_per_example()
 
     def data_parallel(self, world: int) -> Step:
         """Every GPU holds everything; DDP averages all gradients."""
@@ -127,13 +127,13 @@ class Model:
     def token_parallel(self, world: int, group: int) -> Step:
         """rankmixer_head/token_parallel.py."""
         T, D, L = self.config.tokens, self.config.width, self.config.layers
-        values = self.pieces + L * T * D + group * D  # enter, mixings, leave
+        values = self.pieces + self.paths * (L * T * D + group * D)  # enter, mixings, leave
         return self._shared(world, group, values)
 
     def dispatch_and_combine(self, world: int, group: int) -> Step:
         """Every token goes to the owner of its weights and comes back: for the tokenizer, and in each layer."""
         T, D, L = self.config.tokens, self.config.width, self.config.layers
-        return self._shared(world, group, self.pieces + T * D + 2 * L * T * D)
+        return self._shared(world, group, self.pieces + T * D + self.paths * 2 * L * T * D)
 
     def _shared(self, world: int, group: int, values: int) -> Step:
         """Per-token weights shared by `group` GPUs; `values` for each of a rank's examples, forward."""

@@ -148,5 +148,6 @@ class ConcatenateByName(nn.Module):
         lengths_B = sparse.lengths().view(-1, sparse.stride())[sparse.keys().index(name)]
         if name not in self.weighted:
             return lengths_B.clamp(min=1).unsqueeze(1)
-        weights_B = torch.segment_reduce(sparse[name].weights(), "sum", lengths=lengths_B)
+        # Of their sizes: weights of both signs may cancel, and a mean is no larger than what it is of.
+        weights_B = torch.segment_reduce(sparse[name].weights().abs(), "sum", lengths=lengths_B)
         return torch.where(weights_B == 0, 1.0, weights_B).unsqueeze(1)

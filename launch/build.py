@@ -41,7 +41,8 @@ class Build:
         head: the dense part, inside `model`.
         plan: every shard of every table.
         dense_parameters: number of parameters outside the tables.
-        flops_per_example: forward FLOPs of the head's matrix products.
+        flops_per_example: forward FLOPs of the head's matrix products, as it is served.
+        training_flops_per_example: ... forward and backward, as it trains; without what `model.recompute` repeats.
         head_bytes: what the dense part takes on every rank, as `rankmixer plan` counts it.
     """
 
@@ -51,6 +52,7 @@ class Build:
     plan: list[Shard]
     dense_parameters: int
     flops_per_example: int
+    training_flops_per_example: int
     head_bytes: int
 
     @property
@@ -165,6 +167,8 @@ def build(config: Config, ranks: Ranks, cluster: Cluster, total_steps: int) -> B
     token_ranks = token_group(config, ranks.world_size, ranks.local_world_size)
     dense_bytes = head_bytes(ranker, token_ranks)
     flops = head.flops_per_example()
+    once = {"recompute": False} if isinstance(head, RankMixer) else {}
+    training_flops = head.training_flops_per_example(**once)
     # Initialised here, not by DistributedModelParallel, which draws numbers for the tables that depend on the plan.
     torch.manual_seed(config.train.seed)
     mesh = token_mesh(ranks, token_ranks, config.run.timeout_seconds) if token_ranks > 1 else None
@@ -199,4 +203,4 @@ def build(config: Config, ranks: Ranks, cluster: Cluster, total_steps: int) -> B
         after_step=partial(head.adapt_penalty, dist.all_reduce) if isinstance(head, RankMixer) else None,
         token_group=mesh.get_group("token") if mesh else None,
     )
-    return Build(model, optimizer, head, shards, dense_parameters, flops, dense_bytes)
+    return Build(model, optimizer, head, shards, dense_parameters, flops, training_flops, dense_bytes)

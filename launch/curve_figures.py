@@ -52,7 +52,7 @@ def speed(log: RunLog) -> list[Figure]:
         (
             "mfu",
             "MFU",
-            "FLOPs of the dense part's matrix products, forward and backward, over the peak of a rank"
+            "FLOPs of the dense part's matrix products in training, all paths and experts, over the peak of a rank"
             + (f" ({peak:.4g} TFLOP/s)." if peak else "."),
             ".1%",
         ),

@@ -12,8 +12,6 @@ from launch.build import build_ranker, head_bytes, plan
 from launch.config import Config, check_world, token_group
 from launch.optimizer_config import SparseOptimizerConfig
 from launch.output import show
-from launch.torchrec_models import TorchrecModel
-from rankmixer_head import RankMixer
 from rankmixer_head.counters import parameters
 
 GIB = 2**30
@@ -35,9 +33,10 @@ def show_plan(config: Config, cluster: Cluster, *, as_json: bool = False) -> Non
     shards = plan_shards(plan(config, ranker, cluster), ranker.embeddings)
     head = head_bytes(ranker, token_ranks)
     head_parameters, flops = parameters(ranker.head), ranker.head.flops_per_example()
+    training_flops = ranker.head.training_flops_per_example()
     table_parameters = sum(table.rows * table.dim for table in config.feature_schema.tables.values())
     sentence = (
-        f"head: {head_parameters:,} parameters, {flops:,} forward FLOPs an example{_all_open(ranker.head)}; "
+        f"head: {head_parameters:,} parameters, {flops:,} forward FLOPs an example, {training_flops:,} in training; "
         f"tables: {table_parameters:,} parameters"
     )
     found = {
@@ -46,16 +45,10 @@ def show_plan(config: Config, cluster: Cluster, *, as_json: bool = False) -> Non
         "bytes": planned_memory(config, cluster.world_size, shards, head),
         "head_parameters": head_parameters,
         "flops_per_example": flops,
+        "training_flops_per_example": training_flops,
         "table_parameters": table_parameters,
     }
     show(found, _shards(shards), _ranks(config, cluster, shards, head), sentence, as_json=as_json)
-
-
-def _all_open(head: RankMixer | TorchrecModel) -> str:
-    """What a Sparse-MoE would take if it computed all its experts, as training does."""
-    if not isinstance(head, RankMixer) or not head.moes:
-        return ""
-    return f" ({head.flops_per_example(active_ratio=1.0):,} with all experts open)"
 
 
 def _shards(shards: list[Shard]) -> Table:

@@ -59,6 +59,7 @@ class RunRecord:
             dense_parameters=built.dense_parameters,
             table_parameters=sum(table.rows * table.dim for table in config.feature_schema.tables.values()),
             flops_per_example=built.flops_per_example,
+            training_flops_per_example=built.training_flops_per_example,
             peak_tflops=self._peak / 1e12,
             versions=versions(),
             plan={
@@ -81,8 +82,7 @@ class RunRecord:
         """Record what the last steps did."""
         if self.journal is None:
             return
-        # A training step's matrix products are three times the forward's.
-        flops = 3 * self._built.flops_per_example * examples_per_second / self._world_size
+        flops = self._built.training_flops_per_example * examples_per_second / self._world_size
         lr_sparse, lr_dense = self._built.optimizer.learning_rates
         self.journal.step(
             step,

@@ -16,6 +16,7 @@ from torchrec.streamable import Pipelineable
 from pipeline.bags import Bags
 
 _FROM_WEIGHTS = torch.empty(0)
+_TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass
@@ -40,8 +41,7 @@ class Batch(Pipelineable):
 
     def __post_init__(self) -> None:
         if self.loss_scale is _FROM_WEIGHTS:
-            tiny = torch.finfo(torch.float32).tiny
-            self.loss_scale = 1 / self.weights_B.sum().clamp(min=tiny)
+            self.loss_scale = 1 / self.weights_B.sum().clamp(min=_TINY)
 
     @property
     def weight_sum(self) -> float:
@@ -167,6 +167,17 @@ def assemble(
     )
     tables = [block.keys.slice(start, stop - start) for block, start, stop in pieces if block.keys is not None]
     return Batch(sparse, dense_BF, labels_BK, weights_B, keys=pa.concat_tables(tables) if tables else None)
+
+
+def loss_scale(weight_sum: float, ranks: int) -> float:
+    """W over the sum of the weights in the global batch, as a float32 can hold it: padding alone has loss 0, not nan.
+
+    >>> loss_scale(3.0, ranks=6)
+    2.0
+    >>> torch.tensor(loss_scale(1e-44, ranks=6)).isfinite().item()
+    True
+    """
+    return ranks / max(weight_sum, ranks * _TINY)
 
 
 def _concatenated(arrays: list[np.ndarray], length: int, dtype: torch.dtype, empty: Empty) -> Tensor:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from pipeline.batch import Batch
+from pipeline.batch import Batch, loss_scale
 from pipeline.errors import Preempted
 
 
@@ -95,6 +95,5 @@ class AgreedPipeline(TrainPipelineSparseDist[Batch, Any]):
         if self._leaves or batch is None or have_batch < self.control.size():
             self._dataloader_exhausted = True
             return None
-        # A global batch of padding alone has weight 0, and loss 0.
-        batch.loss_scale = torch.tensor(self.control.size() / weight_sum if weight_sum > 0 else 0.0)
+        batch.loss_scale = torch.tensor(loss_scale(weight_sum, self.control.size()))
         return batch

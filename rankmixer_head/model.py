@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rankmixer_head.block import RankMixerBlock, TokenMixerLargeBlock
 from rankmixer_head.config import RankMixerConfig
-from rankmixer_head.counters import flops_per_example
+from rankmixer_head.counters import flops_per_example, training_flops_per_example
 from rankmixer_head.heads import TaskHeads
 from rankmixer_head.initialise import initialise
 from rankmixer_head.moe import PerTokenMoE
@@ -125,7 +125,7 @@ class RankMixer(nn.Module):
         return {"active_ratio": ratio.item(), "penalty": self.controller.penalty.item()}
 
     def flops_per_example(self, active_ratio: float | None = None) -> int:
-        """FLOPs of the matrix products of one example's forward, as it is served; training takes three times as many.
+        """FLOPs of the matrix products of one example's forward, as it is served.
 
         Args:
             active_ratio: share of the experts of a Sparse-MoE that are open; default: the budget.
@@ -134,3 +134,15 @@ class RankMixer(nn.Module):
         34079232
         """
         return flops_per_example(self, active_ratio)
+
+    def training_flops_per_example(self, input_gradient: bool = True, recompute: bool | None = None) -> int:
+        """FLOPs of the matrix products of one example's forward and backward in training.
+
+        Args:
+            input_gradient: the input is made of something that learns, as tables do.
+            recompute: count what the backward computes again; default: if the configuration says so. MFU is without.
+
+        >>> RankMixer(RankMixerConfig.preset("small"), [1024], num_tasks=1, device="meta").training_flops_per_example()
+        102237696
+        """
+        return training_flops_per_example(self, input_gradient, recompute)

@@ -86,7 +86,10 @@ class PerTokenMoE(nn.Module):
 
     def forward(self, s_TBD: Float[Tensor, "T B D"], examples: Examples | None = None) -> Float[Tensor, "T B D"]:
         """Without `examples` nothing is counted, and there is no penalty; with two routers, training's is used."""
-        pressed_TBE, gates_TBE = self._gates(s_TBD, self.router_TDE, self.router_bias_TE)
+        is_distilled = self.training and self.config.routing == "dtsi_distill"
+        # What is distilled shapes nothing but its own router: neither imitation nor penalty reaches what it reads.
+        read_TBD = s_TBD.detach() if is_distilled else s_TBD
+        pressed_TBE, gates_TBE = self._gates(read_TBD, self.router_TDE, self.router_bias_TE)
         if examples is not None:
             self._count(gates_TBE, examples.counted_B)
         if not torch.is_grad_enabled() and not self.training:
@@ -101,10 +104,8 @@ class PerTokenMoE(nn.Module):
         if not self.training or examples is None:
             return v_TBD
         penalty = self._penalty(pressed_TBE, examples)
-        if self.config.routing == "dtsi_distill":
-            detached_TBD, frozen = s_TBD.detach(), [weight.detach() for weight in weights]
-            _, imitating_TBE = self._gates(detached_TBD, self.router_TDE, self.router_bias_TE)
-            served_TBD = all_experts(detached_TBD, imitating_TBE, *frozen)
+        if is_distilled:
+            served_TBD = all_experts(read_TBD, gates_TBE, *(weight.detach() for weight in weights))
             penalty = penalty + imitation_loss(served_TBD, v_TBD.detach(), examples.weight_B)
         return _AddToLoss.apply(v_TBD, penalty * self._share_of_tokens)
 
@@ -146,15 +147,17 @@ class PerTokenMoE(nn.Module):
 
 
 def imitation_loss(served_TBD: Tensor, taught_TBD: Tensor, weight_B: Tensor) -> Tensor:
-    """Weighted mean over examples and tokens of the squared distance of the served output, over that of zero.
+    """Mean squared error of the served output, over tokens and their values, weighted over examples.
+
+    It is divided by no size of the taught output, which is zero where all gates of training are shut: both outputs are
+    added to a residual of unit variance, and that is their scale. So it depends on no other example or token, and is
+    the same on any number of ranks.
 
     >>> imitation_loss(torch.ones(1, 2, 3), torch.full((1, 2, 3), 2.0), torch.tensor([0.5, 0.5]))
-    tensor(0.2500)
+    tensor(1.)
     """
     served_TBD, taught_TBD = served_TBD.to(weight_B.dtype), taught_TBD.to(weight_B.dtype)
-    error_TB = (served_TBD - taught_TBD).square().sum(2)
-    size_TB = taught_TBD.square().sum(2).clamp(min=1e-12)
-    return (error_TB / size_TB).mean(0) @ weight_B
+    return (served_TBD - taught_TBD).square().mean((0, 2)) @ weight_B
 
 
 class _AddToLoss(torch.autograd.Function):

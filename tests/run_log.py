@@ -12,6 +12,7 @@ START: dict[str, Any] = {
     "dense_parameters": 5000,
     "table_parameters": 70_000,
     "flops_per_example": 900,
+    "training_flops_per_example": 2700,
     "peak_tflops": 2.0,
     "versions": {"rankmixer": "0.1.0", "torch": "2.13.0", "torchrec": "1.8.0"},
 }

@@ -34,13 +34,13 @@ def test_the_page_has_the_tables_that_the_script_prints() -> None:
         )
 
 
-@pytest.mark.parametrize("moe", [None, MoEConfig(experts=2)])
+@pytest.mark.parametrize("moe", [None, MoEConfig(experts=2), MoEConfig(experts=2, routing="single")])
 @pytest.mark.parametrize("P", [8, 32])
 def test_bytes_are_those_of_the_formula(P: int, moe: MoEConfig | None) -> None:
     model = Model(RankMixerConfig(tokens=T, width=D, layers=L, expansion=2, moe=moe), I)
-    weights = 4 * (P - 1) * (moe is not None)
-    ours = ACTIVATION * (P - 1) / P * (SUM_D + L * T * D) + ACTIVATION * (P - 1) * D + weights
-    theirs = ACTIVATION * (P - 1) / P * (SUM_D + T * D + 2 * L * T * D) + weights
+    weights, paths = 4 * (P - 1) * (moe is not None), 2 if moe is not None and moe.routing == "dtsi" else 1
+    ours = ACTIVATION * (P - 1) / P * (SUM_D + paths * L * T * D) + paths * ACTIVATION * (P - 1) * D + weights
+    theirs = ACTIVATION * (P - 1) / P * (SUM_D + T * D + paths * 2 * L * T * D) + weights
     for step, forward in ((model.token_parallel(64, P), ours), (model.dispatch_and_combine(64, P), theirs)):
         assert step.exchanged.nvlink + step.exchanged.network == pytest.approx(2 * forward)
         assert step.exchanged.nvlink / step.exchanged.network == pytest.approx(7 / (P - 8)) if P > 8 else True

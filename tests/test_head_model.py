@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -92,12 +94,26 @@ def test_a_sparse_moe_is_counted_by_its_budget() -> None:
     assert model.flops_per_example(1.0) - model.flops_per_example() == experts * (1 - config.moe.active_ratio)
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_flops_of_training_are_those_that_torch_counts(variant: str, recompute: bool) -> None:
+    config = replace(VARIANTS[variant], recompute=recompute)
+    model = RankMixer(config, in_widths(config), num_tasks=K)
+    for input_gradient in (True, False):
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            model(torch.randn(B, I, requires_grad=input_gradient)).sum().backward()
+        assert counter.get_total_flops() == B * model.training_flops_per_example(input_gradient)
+    kept = RankMixer(VARIANTS[variant], in_widths(config), num_tasks=K)
+    assert model.training_flops_per_example(recompute=False) == kept.training_flops_per_example()
+    assert (model.training_flops_per_example() > kept.training_flops_per_example()) == recompute
+
+
 @pytest.mark.parametrize("preset", ["tiny", "small", "100m", "1b"])
-def test_training_takes_three_times_the_flops_of_the_forward(preset: str) -> None:
+def test_training_a_dense_head_takes_three_times_the_flops_of_the_forward(preset: str) -> None:
     model = RankMixer(RankMixerConfig.preset(preset), in_widths=[100, 33], num_tasks=K, device="meta")
     with FlopCounterMode(display=False) as counter:
         model(torch.empty(B, 133, device="meta", requires_grad=True)).sum().backward()
-    assert counter.get_total_flops() == 3 * B * model.flops_per_example()
+    assert counter.get_total_flops() == B * model.training_flops_per_example() == 3 * B * model.flops_per_example()
 
 
 def test_runs_on_the_meta_device() -> None:

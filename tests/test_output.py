@@ -80,7 +80,10 @@ def test_a_pipe_gets_plain_lines_and_a_machine_one_object(run: Run, tmp_path: Pa
     assert {shard["table"] for shard in plan["shards"]} == {"user", "city", "tags"}
     for rank, sizes in enumerate(plan["bytes"]):
         assert sizes["tables"] == sum(shard["bytes"] for shard in plan["shards"] if shard["rank"] == rank)
-    assert f"head: {plan['head_parameters']:,} parameters, {plan['flops_per_example']:,} forward" in printed["plan"]
+    assert (
+        f"head: {plan['head_parameters']:,} parameters, {plan['flops_per_example']:,} forward FLOPs an "
+        in printed["plan"]
+    )
     assert f"tables: {plan['table_parameters']:,} parameters" in printed["plan"]
 
 

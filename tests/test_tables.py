@@ -71,23 +71,27 @@ def test_means_and_weighted_means_are_those_of_a_naive_loop() -> None:
     collection.to_empty(device="cpu")
     for table in collection.parameters():
         torch.nn.init.normal_(table)
-    lists = {"a": [[1, 2], [], [3]], "b": [[], [4, 5], [6]], "c": [[7, 8], [7], []]}
-    weights = {"a": [[1.0, 1.0], [], [1.0]], "b": [[], [0.5, 2.0], [0.0]], "c": [[1.0, 1.0], [1.0], []]}
+    lists = {"a": [[1, 2], [], [3], []], "b": [[], [4, 5], [6], [1, 2, 3]], "c": [[7, 8], [7], [], []]}
+    weights = {
+        "a": [[1.0, 1.0], [], [1.0], []],
+        "b": [[], [0.5, 2.0], [0.0], [0.7, -0.3, -0.4]],
+        "c": [[1.0, 1.0], [1.0], [], []],
+    }
     sparse = KeyedJaggedTensor(
         keys=list(lists),
         values=torch.tensor([i for rows in lists.values() for row in rows for i in row]),
         weights=torch.tensor([w for rows in weights.values() for row in rows for w in row]),
         lengths=torch.tensor([len(row) for rows in lists.values() for row in rows], dtype=torch.int32),
     )
-    x_BI = FeatureEmbeddings(schema, [collection])(sparse, torch.zeros(3, 0))
-    for row in range(3):
+    x_BI = FeatureEmbeddings(schema, [collection])(sparse, torch.zeros(4, 0))
+    for row in range(4):
         expected = []
         for name, feature in features.items():
             table = collection.embedding_bags[name].weight
             pairs = list(zip(lists[name][row], weights[name][row], strict=True))
             total = sum((w * table[i] for i, w in pairs), torch.zeros(feature["dim"]))
             mean = feature["pooling"] == "mean"
-            expected.append(total / (sum(w for _, w in pairs) or 1.0) if mean else total)
+            expected.append(total / (sum(abs(w) for _, w in pairs) or 1.0) if mean else total)
         torch.testing.assert_close(x_BI[row], torch.cat(expected))
 
 

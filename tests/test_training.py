@@ -209,7 +209,12 @@ def test_a_sparse_moe_resumes_bit_for_bit_and_tells_of_its_experts(ranks: int, t
     assert 0 < whole["active_ratio"] < 1
     assert whole["dead_experts"] in range(12 + 1)
     lines = read_log(str(tmp_path / "run"))
-    penalties = [line["penalty"] for line in lines if line["kind"] == "train"]
+    start, trained = lines[0], [line for line in lines if line["kind"] == "train"]
+    assert start["training_flops_per_example"] > 5 * start["flops_per_example"]  # all experts, on both paths
+    for line in trained:
+        flops = start["training_flops_per_example"] * line["examples_per_second"] / ranks
+        assert line["mfu"] == pytest.approx(flops / (start["peak_tflops"] * 1e12))
+    penalties = [line["penalty"] for line in trained]
     assert len(set(penalties)) == len(penalties) == 12, "lambda moves at every step"
     experts = [line["load_LTE"] for line in lines if line["kind"] == "experts"]
     assert torch.tensor(experts).shape == (4, 1, 4, 3)

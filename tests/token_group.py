@@ -141,7 +141,7 @@ def trained(variant: str, ranks: int, optimizer: str) -> dict[str, Any]:
             if "open" not in name and "seen" not in name
         },
         "logits": training.logits(),
-        "flops": training.head.flops_per_example(),
+        "flops": (training.head.flops_per_example(), training.head.training_flops_per_example()),
     }
 
 
