@@ -12,6 +12,7 @@ from launch.build import Build, build
 from launch.checkup import Checkup
 from launch.config import Config
 from launch.distributed import Ranks, check_world_here, cluster_here, process_group
+from launch.failed_evaluation import all_ranks_know
 from launch.health import largest_weight, layer_statistics
 from launch.job import evaluate, training_reader
 from launch.judging import Judge
@@ -209,7 +210,14 @@ class Training:
         if self.config.data.evaluate is None:
             return False
         self.pipeline.detach()
-        is_enough = self.judge.evaluate(position, self.config.data.evaluate)
+        try:
+            is_enough = self.judge.evaluate(position, self.config.data.evaluate)
+        except Preempted:
+            raise
+        except Exception as error:
+            if not self.loop.is_saved and all_ranks_know(error, position.step, self.ranks):
+                self.save_before_the_end(position)
+            raise
         self.record.show()
         return is_enough
 
@@ -232,6 +240,17 @@ class Training:
         """Write a checkpoint where none was due, which the undisturbed run could not choose as its best."""
         self.judge.step = None
         self.save(position)
+
+    def save_before_the_end(self, position: Position) -> None:
+        """Write a checkpoint since the evaluation has failed, on all ranks; its error is what matters."""
+        try:
+            self.save_early(position)
+            self.saver.finish()
+            what = f"step {position.step} is saved; the same command goes on with the evaluation"
+        except Exception as error:
+            what = f"and step {position.step} cannot be saved: {error}"
+        if self.journal:
+            self.journal.event("warning", position.step, message=f"the evaluation has failed; {what}")
 
     def finish(self) -> dict[str, Any]:
         """The run's result: its last evaluation, and the test metrics of its best checkpoint."""
