@@ -17,14 +17,14 @@ from launch.cli_jobs import add_jobs
 from launch.cli_runs import add_runs
 from launch.errors import run_reporting_errors
 from launch.grammar import Commands
-from launch.preemption import sigterm_unwinds
+from launch.preemption import sigint_is_said_once, sigterm_unwinds
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; return the exit status: 0, 2 for the user's mistake, 75 if preempted, 1 for anything else."""
+    """Run a command line; return the exit status, as launch.errors.run_reporting_errors says."""
     parsed = parser().parse_args(arguments)
     _quiet_libraries()
-    with sigterm_unwinds() if parsed.name != "train" else nullcontext():
+    with sigint_is_said_once(), sigterm_unwinds() if parsed.name != "train" else nullcontext():
         status = run_reporting_errors(lambda: parsed.command(parsed))
     # Gloo joins a group's threads when the last reference to the group goes, and models and tracebacks refer to theirs
     # in cycles. A thread that lets a tensor go while Python shuts down ends a finished job with SIGABRT.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import signal
 from collections import Counter
 from typing import Any
 
@@ -30,7 +31,7 @@ from launch.traces import StepTrace
 from launch.warm_start import record_warm_start, warm_start
 from pipeline.checkpoint import Checkpoints
 from pipeline.collective import together
-from pipeline.errors import Preempted
+from pipeline.errors import Interrupted, Preempted
 from pipeline.loop import DivergedError, Loop, Pace, Position
 from pipeline.reader import BatchReader
 from pipeline.train_pipeline import AgreedPipeline
@@ -160,7 +161,7 @@ class Training:
                     self.train_rows()
                 return self.finish()
         except Preempted:
-            raise Preempted(self._farewell()) from None
+            raise self._farewell() from None
         except DivergedError as error:
             raise DivergedError(error.what, error.step, error.batch, self._diagnosis(error)) from None
         finally:
@@ -168,8 +169,8 @@ class Training:
             self.saver.close()
             self.record.close()
 
-    def _farewell(self) -> str:
-        """What to say when the job was told to leave and its last checkpoint is whole. Collective; in the log."""
+    def _farewell(self) -> Preempted:
+        """What to end with when the job was told to leave and its last checkpoint is whole. Collective; in the log."""
         self.saver.finish()
         told = self.ranks.preemption.signal
         everywhere = together("cannot say which signal came", lambda: told and told.name)
@@ -178,7 +179,9 @@ class Training:
         if self.journal:
             self.journal.event("preempted", step, signal=names, checkpoint=checkpoint)
         kept = f"{checkpoint} is saved" if checkpoint else "there is nothing to save yet"
-        return f"preempted by {names} at step {step}; {kept}; the same command goes on"
+        if names == signal.SIGINT.name:
+            return Interrupted(f"interrupted at step {step}; {kept}; the same command goes on")
+        return Preempted(f"preempted by {names} at step {step}; {kept}; the same command goes on")
 
     def _diagnosis(self, error: DivergedError) -> str:
         """What went wrong, what the layers look like, what is safe and what to do. Collective; recorded in the log."""
