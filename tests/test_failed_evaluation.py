@@ -51,7 +51,15 @@ def be_rank(rank: int, world_size: int, port: int, config: str, run: str, where:
         train(arguments)
 
 
-@pytest.mark.parametrize(("ranks", "where"), [(2, "first batch"), (2, "last batch"), (2, "end"), (1, "first batch")])
+@pytest.mark.parametrize(
+    ("ranks", "where"),
+    [
+        (2, "first batch"),
+        (2, "last batch"),
+        (1, "first batch"),
+        pytest.param(2, "end", marks=pytest.mark.long),
+    ],
+)
 def test_what_was_trained_is_saved_and_the_evaluation_done_again(ranks: int, where: str, tmp_path: Path) -> None:
     job = Job(tmp_path)
     attempts = [("undisturbed", ""), ("run", where), ("run", "")]
