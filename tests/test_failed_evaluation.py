@@ -40,9 +40,9 @@ def be_rank(rank: int, world_size: int, port: int, config: str, run: str, where:
         raise ValueError("broken here")
 
     if where == "end":
-        Metrics.compute = break_on_all  # type: ignore[method-assign]
+        Metrics.compute = break_on_all  # type: ignore[assignment]
     elif where:
-        Reliability.update = break_in_a_batch  # type: ignore[method-assign]
+        Reliability.update = break_in_a_batch  # type: ignore[assignment]
     arguments = load_config(config, [*OVERRIDES, f"run.directory={Path(config).with_name(run)}"])
     if where:
         with pytest.raises((KeyError, ValueError, RuntimeError, JobFailed), match="broken here"):

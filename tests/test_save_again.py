@@ -124,7 +124,7 @@ def save_again_on_ranks(rank: int, world_size: int, folder: str) -> list[tuple[b
 
     for value in (1.0, 2.0):
         if rank == 1 and value == 2.0:
-            SafetensorsWriter.write_data = refuse  # type: ignore[method-assign]
+            SafetensorsWriter.write_data = refuse  # type: ignore[assignment]
         saves.save(7, {**state(value), "random": {str(rank): state(value)["random"]["0"]}}, {"value": value})
         found.append((_succeeded(saves.wait()), _loaded(f"{folder}/runs", rank)))
     SafetensorsWriter.write_data = original  # type: ignore[method-assign]
