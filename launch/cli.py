@@ -19,17 +19,17 @@ from launch.cli_runs import add_runs
 from launch.errors import run_reporting_errors
 from launch.grammar import Commands
 from launch.leave import leave, leave_at_once
-from launch.preemption import sigterm_unwinds
+from launch.preemption import sigint_is_said_once, sigterm_unwinds
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; return the exit status: 0, 2 for the user's mistake, 75 if preempted, 1 for anything else.
+    """Run a command line; return the exit status, as launch.errors.run_reporting_errors says.
 
     What calls this from Python goes on afterwards; `command` ends the process.
     """
     parsed = parser().parse_args(arguments)
     _quiet_libraries()
-    with sigterm_unwinds() if parsed.name != "train" else nullcontext():
+    with sigint_is_said_once(), sigterm_unwinds() if parsed.name != "train" else nullcontext():
         status = run_reporting_errors(lambda: parsed.command(parsed))
     gc.collect()  # gloo's threads end with the last reference to their group, and models refer to theirs in cycles
     return status

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import linecache
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -13,11 +15,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from launch.system_errors import explain_system_error
-from pipeline.errors import Preempted
+from pipeline.errors import Interrupted, Preempted
 
 USER_ERROR = 2
 FAILURE = 1
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try again
+INTERRUPTED = 128 + signal.SIGINT  # as a shell says it of Ctrl-C; no scheduler may take it for a wish to go on
 
 # Time in which the agent ends the other ranks after one has said what is wrong.
 SECONDS_TO_BE_STOPPED = 5.0
@@ -56,7 +59,9 @@ def is_user_error(error: BaseException) -> bool:
 
 
 def run_reporting_errors(command: Callable[[], None]) -> int:
-    """Run a command and return its exit status: 0, 2 for the user's mistakes, 75 if preempted, 1 for anything else.
+    """Run a command and return its exit status: 0, 2 for the user's mistakes, 1 for anything else.
+
+    75 if it was told to leave by SIGTERM or SIGUSR1, 130 by Ctrl-C, in training after a checkpoint.
 
     Under torchrun the message goes to torchelastic's error file, which the agent prints once, when it ends, or to
     stderr if the agent will start the processes again. Every rank may see the same mistake: rank 0 speaks first, the
@@ -67,12 +72,16 @@ def run_reporting_errors(command: Callable[[], None]) -> int:
         command()
         sys.stdout.flush()  # the error of a full disk comes now, and not while Python shuts down
     except KeyboardInterrupt:
-        return 130
+        if "TORCHELASTIC_RUN_ID" not in os.environ:  # which says so itself
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends at once, and without a traceback
+            print("rankmixer: interrupted", file=sys.stderr, flush=True)
+        return INTERRUPTED
     except Preempted as farewell:
         # On stderr: an agent that got the signal too does not read the error file. Once a host.
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"rankmixer: {farewell}", file=sys.stderr, flush=True)
-        return PREEMPTED
+        return INTERRUPTED if isinstance(farewell, Interrupted) else PREEMPTED
     except Exception as error:
         if isinstance(error, OSError) and _is_about_stdout(error):
             _forget_stdout()

@@ -15,7 +15,7 @@ from launch.job import evaluate, outputs, pass_reader
 from launch.learnt import with_trained_schema
 from launch.output import print_result, show
 from launch.parts import ParquetParts
-from launch.paths import checkpoints_of, choose_checkpoint, evaluation_paths
+from launch.paths import check_evaluation, checkpoints_of, choose_checkpoint, evaluation_paths
 from launch.report import metrics_table
 from launch.restoring import restore
 from pipeline.collective import together
@@ -26,6 +26,7 @@ def evaluate_checkpoint(config: Config, checkpoint: str, *, as_json: bool = Fals
     paths = evaluation_paths(config)
     check_world_here(config)
     config = with_trained_schema(config)
+    check_evaluation(config, paths)
     with process_group(config, checkpoint=checkpoint) as ranks:
         built, name = _restored(config, ranks, checkpoint)
         evaluation = evaluate(config, built, ranks, paths)

@@ -19,10 +19,12 @@ from launch.bad_files import Entry, found_bad, open_together
 from launch.build import Build
 from launch.config import Config
 from launch.distributed import Ranks
+from launch.failed_evaluation import raise_first, raising
 from launch.paths import key_columns
 from launch.ranker import Output
 from pipeline.batch import Batch
 from pipeline.collective import together
+from pipeline.groups import group_values
 from pipeline.hashing import hash_integers, hash_strings
 from pipeline.metrics import Metrics
 from pipeline.reader import BatchReader
@@ -83,16 +85,23 @@ def pass_reader(
     )
 
 
-def outputs(built: Build, ranks: Ranks, reader: BatchReader) -> Iterator[Output]:
-    """Run the model over every row once, in evaluation mode. Collective; every rank sees the same number of steps."""
+def outputs(
+    built: Build, ranks: Ranks, reader: BatchReader, failures: list[Exception] | None = None
+) -> Iterator[Output]:
+    """Run the model over every row once, in evaluation mode. Collective; every rank sees the same number of steps.
+
+    What is put into `failures` on one rank is raised there, and ends the pass on all.
+    """
+    failures = [] if failures is None else failures
     pipeline = AgreedPipeline(
         built.model, built.optimizer, ranks.device, ranks.control, ranks.preemption.is_told_to_leave
     )
     built.model.eval()
     try:
         with torch.no_grad(), closing(reader.epoch(0)) as batches:
+            rows = raising(batches, failures)
             for _ in range(reader.steps()):
-                yield pipeline.progress(batches)
+                yield pipeline.progress(rows)
     finally:
         pipeline.detach()
         built.model.train()
@@ -126,7 +135,9 @@ def evaluate(config: Config, built: Build, ranks: Ranks, paths: str | list[str])
     slices = Slices(config.feature_schema.tasks, config.metrics.slices, auc_bins=config.metrics.auc_bins)
     seen = RowsSeen(config.feature_schema, ranks.device)
     activity = Activity(built.moes) if built.moes else None
-    for output in outputs(built, ranks, reader):
+    failures: list[Exception] = []
+
+    def add(output: Output) -> None:
         batch = output.batch
         groups = group_ids(batch, group) if group else ()
         metrics.update(output.logits_BK, batch.labels_BK, batch.weights_B, *groups)
@@ -136,6 +147,13 @@ def evaluate(config: Config, built: Build, ranks: Ranks, paths: str | list[str])
         seen.add(batch)
         if activity:
             activity.add()
+
+    for output in outputs(built, ranks, reader, failures):
+        try:
+            add(output)
+        except Exception as error:
+            failures.append(error)
+    together("cannot evaluate", partial(raise_first, failures))
     computed, bad, rows = metrics.compute(ranks.control), found_bad(reader), seen.total(ranks.control)
     details: dict[str, Any] = {"reliability": reliability.compute(ranks.control)}
     if slices.columns:
@@ -153,18 +171,14 @@ def group_ids(batch: Batch, column: str) -> tuple[torch.Tensor, torch.Tensor]:
     Null and padding have none. 0 and the empty string are values like others.
 
     Raises:
-        ValueError: the column holds neither integers nor strings.
+        ValueError: values of the column cannot be compared exactly, see pipeline.groups.
     """
     assert batch.keys is not None
-    values = batch.keys[column].combine_chunks()
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
+    values = group_values(batch.keys[column].combine_chunks(), column)
     if pa.types.is_integer(values.type):
         hashes = hash_integers(values.fill_null(0).to_numpy(zero_copy_only=False))
-    elif pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        hashes = hash_strings(values)
     else:
-        raise ValueError(f"metrics.group: column {column} is {values.type}; expected integers or strings")
+        hashes = hash_strings(values)
     groups_B = torch.zeros(len(batch.weights_B), dtype=torch.int64)
     groups_B[: len(hashes)] = torch.from_numpy(hashes.view(np.int64))
     grouped_B = torch.zeros(len(batch.weights_B), dtype=torch.bool)

@@ -15,6 +15,8 @@ from launch.config import Config
 from pipeline.checkpoint import Checkpoints
 from pipeline.checkpoint_files import NAME
 from pipeline.dataset import ParquetDataset
+from pipeline.groups import check_groupable
+from pipeline.label_check import check_labels
 from pipeline.slices import check_sliceable
 
 
@@ -31,12 +33,30 @@ def check_training(config: Config) -> None:
         raise ValueError(f"run.directory is {config.run.directory}, but {standing} is {found}; give another")
     if config.run.warm_start and not checkpoints_of(config).names():
         find_source(config.run.warm_start)
-    check_files(config, config.data.train)
+    if config.metrics.select == "gauc" and config.metrics.group is None:
+        raise ValueError("metrics.select is gauc, which needs metrics.group, the column whose values group the rows")
+    if config.train.early_stopping is not None and config.data.evaluate is None:
+        raise ValueError("train.early_stopping needs data.evaluate, the rows that say when to stop; found none")
+    if config.data.stream is None:
+        check_files(config, config.data.train)
+    else:  # each portion is judged before it is trained on
+        check_evaluation(config, config.data.train)
     for paths in (config.data.evaluate, config.data.test):
         if paths is not None:
-            keys = check_files(config, paths, keys=key_columns(config)).keys_schema
-            for column in config.metrics.slices:
-                check_sliceable(keys.field(column).type, column)
+            check_evaluation(config, paths)
+
+
+def check_evaluation(config: Config, paths: str | list[str]) -> None:
+    """Check the footers of files to evaluate on: against the schema, and whether metrics.group and slices can be had.
+
+    Raises:
+        ValueError: file, column, what was found, what was expected, what to do.
+    """
+    keys = check_files(config, paths, keys=key_columns(config)).keys_schema
+    if config.metrics.group is not None:
+        check_groupable(keys.field(config.metrics.group).type, config.metrics.group)
+    for column in config.metrics.slices:
+        check_sliceable(keys.field(column).type, column)
 
 
 def check_files(
@@ -44,10 +64,15 @@ def check_files(
 ) -> ParquetDataset:
     """Open files and check their footers against the schema; with `data.on_bad_file: skip` one that agrees is enough.
 
+    Labels and weights that the footers give away as wrong are refused too.
+
     Raises:
         ValueError: file, column, what was found, what was expected, what to do.
     """
-    return ParquetDataset(paths, config.feature_schema, keys=keys, labels=labels, **opening(config))
+    dataset = ParquetDataset(paths, config.feature_schema, keys=keys, labels=labels, **opening(config))
+    if labels:
+        check_labels(dataset)
+    return dataset
 
 
 def opening(config: Config) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from launch.config import check_world, load_config
 from launch.errors import is_user_error
 from launch.learnt import with_trained_schema
 from launch.paths import (
+    check_evaluation,
     check_files,
     check_output,
     check_training,
     checkpoints_of,
     choose_checkpoint,
     evaluation_paths,
-    key_columns,
 )
 
 
@@ -41,7 +41,7 @@ def check_job(arguments: Sequence[str], world_size: int, *, files_are_here: bool
                 check_output(parsed.out)
                 check_files(config, parsed.data, keys=parsed.keys, labels=False)
             else:
-                check_files(config, evaluation_paths(config), keys=key_columns(config))
+                check_evaluation(config, evaluation_paths(config))
             choose_checkpoint(checkpoints_of(config), parsed.checkpoint)
             with_trained_schema(config)
     except ValueError as error:

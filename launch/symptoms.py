@@ -198,6 +198,19 @@ def in_metrics(metrics: Mapping[str, float], tasks: Sequence[str], rows: Rows, f
         auc, ne, calibration = (
             metrics[name if len(tasks) == 1 else f"{task}/{name}"] for name in ("auc", "ne", "calibration")
         )
+        soft = metrics.get("soft_labels" if len(tasks) == 1 else f"{task}/soft_labels")
+        if soft:
+            undefined = "; none has, so that it is not defined" if math.isnan(auc) else ""
+            symptoms.append(
+                Symptom(
+                    "soft labels",
+                    task,
+                    f"{soft:,.0f} labels of {task} lie between 0 and 1: AUC is over rows that have 0 or 1{undefined}",
+                    "labels that are shares or probabilities",
+                    "Set metrics.select=logloss or ne, which count every row",
+                    1.0,
+                )
+            )
         if auc == 0.5:
             symptoms.append(
                 Symptom(

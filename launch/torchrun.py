@@ -11,33 +11,47 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from launch.errors import FAILURE, PREEMPTED
+from launch.errors import FAILURE, INTERRUPTED, PREEMPTED
+from launch.preemption import SECONDS_OF_ONE_KEYSTROKE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a job; return 0, the exit status of the rank that failed first, or 1 if a signal ended that.
 
-    SIGUSR1, which would end the agent and leave its ranks alone, is handed on to them like SIGTERM.
+    SIGUSR1, which would end the agent and leave its ranks alone, is handed on to them like SIGTERM. So is Ctrl-C, once:
+    ranks that train save, and all leave with status 130. A second one ends the agent, and the ranks with it.
     """
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:  # before there are ranks
+        _say("rankmixer: stopped by SIGINT")
+        return INTERRUPTED
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError, RendezvousTimeoutError
     from torch.distributed.run import parse_args, run
 
-    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGTERM,SIGHUP,SIGQUIT,SIGUSR1")
     options = parse_args(arguments)
     try:
-        run(options)
+        with _ctrl_c_stops_once():
+            run(options)
     except ChildFailedError as error:
         # Whom the agent had to stop did not fail first, though its clock, in whole seconds, may say so.
         failed = {
             rank: one for rank, one in error.failures.items() if one.exitcode != -signal.SIGTERM
         } or error.failures
         rank, failure = min(failed.items(), key=lambda item: item[1].timestamp)
-        if failure.exitcode == PREEMPTED:  # and has said so
-            return PREEMPTED
+        if failure.exitcode in (PREEMPTED, INTERRUPTED):  # and has said so
+            return failure.exitcode
         said = failure.error_file_data.get("message", failure.message)
         text = said["message"] if isinstance(said, dict) else said
         _say(message(rank, failure.pid, failure.exitcode, text))
@@ -58,6 +72,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"rankmixer: stopped by {stopped.sigval.name}")
         return 128 + stopped.sigval
     return 0
+
+
+@contextmanager
+def _ctrl_c_stops_once() -> Iterator[None]:
+    """In the block Ctrl-C stops the ranks, and a second one this process.
+
+    torchrun's own handler would begin to stop the ranks anew, and wait for them again.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield
+        return
+    since: list[float] = []
+
+    def stop(*_: object) -> None:
+        since.append(time.monotonic())
+        if len(since) == 1:
+            raise SignalException("Ctrl-C", sigval=signal.SIGINT)
+        if since[-1] - since[0] > SECONDS_OF_ONE_KEYSTROKE:
+            _say("rankmixer: stopped by a second signal, SIGINT: nothing is saved")
+            os._exit(INTERRUPTED)  # the ranks end with it, see end_with_launcher
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def message(rank: int, pid: int, status: int, said: str) -> str:

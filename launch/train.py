@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import signal
 from collections import Counter
 from typing import Any
 
@@ -12,6 +13,7 @@ from launch.build import Build, build
 from launch.checkup import Checkup
 from launch.config import Config
 from launch.distributed import Ranks, check_world_here, cluster_here, process_group
+from launch.failed_evaluation import all_ranks_know
 from launch.health import largest_weight, layer_statistics
 from launch.job import evaluate, training_reader
 from launch.judging import Judge
@@ -29,7 +31,7 @@ from launch.traces import StepTrace
 from launch.warm_start import record_warm_start, warm_start
 from pipeline.checkpoint import Checkpoints
 from pipeline.collective import together
-from pipeline.errors import Preempted
+from pipeline.errors import Interrupted, Preempted
 from pipeline.loop import DivergedError, Loop, Pace, Position
 from pipeline.reader import BatchReader
 from pipeline.train_pipeline import AgreedPipeline
@@ -159,7 +161,7 @@ class Training:
                     self.train_rows()
                 return self.finish()
         except Preempted:
-            raise Preempted(self._farewell()) from None
+            raise self._farewell() from None
         except DivergedError as error:
             raise DivergedError(error.what, error.step, error.batch, self._diagnosis(error)) from None
         finally:
@@ -167,8 +169,8 @@ class Training:
             self.saver.close()
             self.record.close()
 
-    def _farewell(self) -> str:
-        """What to say when the job was told to leave and its last checkpoint is whole. Collective; in the log."""
+    def _farewell(self) -> Preempted:
+        """What to end with when the job was told to leave and its last checkpoint is whole. Collective; in the log."""
         self.saver.finish()
         told = self.ranks.preemption.signal
         everywhere = together("cannot say which signal came", lambda: told and told.name)
@@ -177,7 +179,9 @@ class Training:
         if self.journal:
             self.journal.event("preempted", step, signal=names, checkpoint=checkpoint)
         kept = f"{checkpoint} is saved" if checkpoint else "there is nothing to save yet"
-        return f"preempted by {names} at step {step}; {kept}; the same command goes on"
+        if names == signal.SIGINT.name:
+            return Interrupted(f"interrupted at step {step}; {kept}; the same command goes on")
+        return Preempted(f"preempted by {names} at step {step}; {kept}; the same command goes on")
 
     def _diagnosis(self, error: DivergedError) -> str:
         """What went wrong, what the layers look like, what is safe and what to do. Collective; recorded in the log."""
@@ -209,7 +213,14 @@ class Training:
         if self.config.data.evaluate is None:
             return False
         self.pipeline.detach()
-        is_enough = self.judge.evaluate(position, self.config.data.evaluate)
+        try:
+            is_enough = self.judge.evaluate(position, self.config.data.evaluate)
+        except Preempted:
+            raise
+        except Exception as error:
+            if not self.loop.is_saved and all_ranks_know(error, position.step, self.ranks):
+                self.save_before_the_end(position)
+            raise
         self.record.show()
         return is_enough
 
@@ -232,6 +243,17 @@ class Training:
         """Write a checkpoint where none was due, which the undisturbed run could not choose as its best."""
         self.judge.step = None
         self.save(position)
+
+    def save_before_the_end(self, position: Position) -> None:
+        """Write a checkpoint since the evaluation has failed, on all ranks; its error is what matters."""
+        try:
+            self.save_early(position)
+            self.saver.finish()
+            what = f"step {position.step} is saved; the same command goes on with the evaluation"
+        except Exception as error:
+            what = f"and step {position.step} cannot be saved: {error}"
+        if self.journal:
+            self.journal.event("warning", position.step, message=f"the evaluation has failed; {what}")
 
     def finish(self) -> dict[str, Any]:
         """The run's result: its last evaluation, and the test metrics of its best checkpoint."""

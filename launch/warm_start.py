@@ -63,7 +63,9 @@ def record_warm_start(journal: Journal | None, directory: str, report: Report | 
     """Keep the report in the run's directory, and its numbers in the log."""
     if journal is None or report is None:
         return
-    Path(directory, REPORT).write_text(json.dumps(report, indent=1))
+    unfinished = Path(directory, f".{REPORT}.tmp")
+    unfinished.write_text(json.dumps(report, indent=1))
+    unfinished.replace(Path(directory, REPORT))
     counts = {key: len(report[key]) for key in ("taken", "mapped", "new", "left_over")}
     journal.event("warm_start", 0, source=report["source"], **counts, report=REPORT)
 

@@ -16,6 +16,7 @@ from pipeline.dataset import ParquetDataset
 from pipeline.errors import DataError
 from pipeline.features import Cross, Id, IdList, Number, Time
 from pipeline.ids import BAD, NULL, plain, split_lists
+from pipeline.label_check import LABEL, WEIGHT, Limits
 from pipeline.numeric import bucketed, dense, to_numpy, wanted
 from pipeline.rows import RawRows, shown
 from pipeline.time_parts import time_ids
@@ -52,12 +53,9 @@ class BlockBuilder:
         weights_N.fill(1)
         if self._dataset.labels:
             for number, label in enumerate(schema.labels.values()):
-                labels_KN[number] = self._within(
-                    label.column, 1.0, "a label from 0 to 1", "Mend it or leave the row out."
-                )
+                labels_KN[number] = self._within(label.column, LABEL)
             if schema.weight is not None:
-                do = "Mend it, or write weight 0 for rows that should not count."
-                weights_N[:] = self._within(schema.weight, np.inf, "a finite weight of at least 0", do)
+                weights_N[:] = self._within(schema.weight, WEIGHT)
         if self._dropped.any():
             weights_N[self._dropped] = 0
             columns = [self._without_dropped(*column) for column in columns]
@@ -238,14 +236,15 @@ class BlockBuilder:
             raise self._raw.error(row, feature.column, shown(self._raw.value(feature.column, row)), expected, do)
         return values
 
-    def _within(self, column: str, highest: float, expected: str, do: str) -> np.ndarray:
-        """(N,) float32, finite and from 0 to `highest`."""
-        with np.errstate(over="ignore"):  # what is too large for float32 is infinite, and refused
+    def _within(self, column: str, limits: Limits) -> np.ndarray:
+        """(N,) float32, finite and from 0 to the highest."""
+        with np.errstate(over="ignore"):
             values = self._raw.numbers(column).astype(np.float32, copy=False)
-        if values.min() >= 0 and values.max() <= highest and np.isfinite(values).all():  # False for NaN
+        row = limits.first_outside(values)
+        if row is None:
             return values
-        row = int(np.flatnonzero(~((values >= 0) & (values <= highest) & np.isfinite(values)))[0])
-        raise self._raw.error(row, column, shown(self._raw.value(column, row)), expected, do)
+        found = shown(self._raw.value(column, row))
+        raise self._raw.error(row, column, found, limits.expected, limits.do)
 
     def _without_dropped(self, bags: Bags, weights: np.ndarray | None) -> tuple[Bags, np.ndarray | None]:
         kept = np.repeat(~self._dropped, bags.lengths)

@@ -4,9 +4,12 @@
                   tensors.json                 where the pieces of every tensor are
                   meta.json                    what the caller adds: position, configuration, versions
                   manifest.json                step, metric, size and checksum of every file; written last
+                  again-2/rank-00000...        a step that was saved again: the manifest then says `folder: again-2`
 
 Every rank writes its files under their final names, since object stores have no rename. A directory without a whole
-manifest is no checkpoint: it is neither listed nor loaded, and the next save removes it.
+manifest is no checkpoint: it is neither listed nor loaded, and the next save removes it. Nothing that is whole is
+removed before what replaces it is: saved again, a step's files go into a new folder, and one write of the manifest,
+which file systems and object stores do whole or not at all, puts them in the place of the old ones.
 
 Planning (which rank writes and reads what) is that of torch.distributed.checkpoint. Its own `save` and `load` pickle
 plans to send them between ranks; here plans travel as JSON, so nothing is pickled, on disk or between ranks.
@@ -22,6 +25,7 @@ from typing import Any, Literal
 from pipeline.checkpoint_files import META, CheckpointFiles, Damage, listed
 from pipeline.checkpoint_load import damage_of, load
 from pipeline.checkpoint_parts import SavedTensors
+from pipeline.checkpoint_room import remove_leftovers
 from pipeline.checkpoint_save import IN_PROGRESS, SaveFailed, Saving
 from pipeline.collective import on_rank_0
 from pipeline.meeting import GroupMeeting
@@ -128,7 +132,7 @@ class Checkpoints:
         """Save a checkpoint, remove those not kept, return the new one's name. Collective: all ranks succeed or raise.
 
         Args:
-            step: saving a step again replaces its checkpoint.
+            step: saving a step again replaces its checkpoint, when the new one is whole.
             state: nested dicts of tensors and DTensors. Ranks may have different names (a table-wise table's optimizer
                 state is its owner's); one name on several ranks is one DTensor, or a tensor that is equal on all.
             meta: what JSON can hold; that of rank 0 is stored.
@@ -136,7 +140,8 @@ class Checkpoints:
 
         Raises:
             ValueError: a value of `state` is not a tensor, or `meta` is not JSON.
-            SaveFailed: a rank could not write. Nothing is left of the new checkpoint.
+            SaveFailed: a rank could not write. Nothing is left of the new checkpoint; one of the same step that was
+                there before stays.
         """
         saving = self.plan_save(step, state, meta, metric=metric)
         outcome = saving.write(GroupMeeting())
@@ -195,6 +200,12 @@ class Checkpoints:
         gone = sorted(self._kept - set(self.names()))
         if gone:
             remarks.append(f"{self._files.root}: {listed(gone)} went while the job runs, and not by it")
+        try:
+            for name in self.names():
+                if name == saved or self._files.url(name) not in IN_PROGRESS:
+                    remove_leftovers(self._files, name)
+        except Exception as error:  # they are in nobody's way
+            remarks.append(f"cannot remove what saves have left in {self._files.root}: {error}")
         for name in self._files.surplus(self._keep, saved):
             if self._files.url(name) not in IN_PROGRESS:
                 try:

@@ -20,6 +20,7 @@ MANIFEST = "manifest.json"
 META = "meta.json"
 NAME = r"step-\d{8,}"  # of a checkpoint
 FORMAT = 2  # 1 had no checksum of the manifest itself
+FORMAT_AGAIN = 3  # the files lie in `folder`, below the checkpoint's directory
 _CHECKSUM = "xxh3_128"
 _ASIDE = "damaged-"
 
@@ -54,7 +55,7 @@ class CheckpointFiles:
 
     def path(self, *parts: str) -> str:
         """A path of this filesystem, below the directory."""
-        return "/".join((self.root, *parts))
+        return "/".join(filter(None, (self.root, *parts)))
 
     def url(self, name: str) -> str:
         """What tells a checkpoint from those of all other directories and filesystems."""
@@ -138,19 +139,33 @@ class CheckpointFiles:
         keys = ("format", "step", "metric", "files")
         if missing := [key for key in keys if key not in manifest]:
             return Damage(path, f"no {missing[0]}")
-        if manifest["format"] not in (1, FORMAT):
-            raise ValueError(f"{path} is of format {manifest['format']}, expected {FORMAT}: update rankmixer")
+        if manifest["format"] not in (1, FORMAT, FORMAT_AGAIN):
+            raise ValueError(f"{path} is of format {manifest['format']}, expected {FORMAT_AGAIN}: update rankmixer")
         return manifest
 
-    def write_manifest(self, name: str, step: int, metric: float | None, files: dict[str, dict[str, Any]]) -> None:
-        """Make a checkpoint of a directory whose other files are written. A kill leaves no half of a manifest."""
+    def folder(self, name: str) -> str:
+        """The path of the folder with a checkpoint's files: its directory, or one below that where it was saved again.
+
+        Raises:
+            ValueError: the manifest, which says so, cannot be read.
+        """
+        manifest = self.manifest(name)
+        return self.path(name, manifest.get("folder", "") if isinstance(manifest, dict) else "")
+
+    def write_manifest(
+        self, name: str, step: int, metric: float | None, files: dict[str, dict[str, Any]], folder: str = ""
+    ) -> None:
+        """Make a checkpoint of the files in `folder`, which are written. A kill leaves the manifest before, or this."""
         manifest: dict[str, Any] = {"format": FORMAT, "step": step, "metric": metric, "files": files}
+        if folder:
+            manifest |= {"format": FORMAT_AGAIN, "folder": folder}
         manifest[_CHECKSUM] = _checksum(manifest)
+        content = _json(manifest)
         if isinstance(self.filesystem, LocalFileSystem):
-            self.write_json(name, f"{MANIFEST}.partial", manifest)
+            write_file(self.filesystem, self.path(name, f"{MANIFEST}.partial"), [content])
             os.replace(self.path(name, f"{MANIFEST}.partial"), self.path(name, MANIFEST))
-        else:  # object stores make a file appear whole
-            self.write_json(name, MANIFEST, manifest)
+        else:  # object stores make a file appear whole, and replace it so
+            self.filesystem.pipe_file(self.path(name, MANIFEST), content)
 
     def remove(self, name: str) -> None:
         """Remove a checkpoint, or what a save cut short has left of one."""
@@ -188,17 +203,20 @@ class CheckpointFiles:
         if isinstance(manifest, Damage):
             return manifest
         with reading(self.path(name)):
-            return self.wrong_size(name, manifest["files"])
+            return self.wrong_size(self.path(name, manifest.get("folder", "")), manifest["files"])
 
-    def wrong_size(self, name: str, files: dict[str, dict[str, Any]]) -> Damage | None:
-        """The first of a checkpoint's files that is not there, or not as long as its manifest says or will say."""
+    def wrong_size(self, folder: str, files: dict[str, dict[str, Any]]) -> Damage | None:
+        """The first of the files in a folder that is not there, or not as long as the manifest says or will say."""
         self.filesystem.invalidate_cache()
-        entries = self.filesystem.ls(self.path(name), detail=True)
+        try:
+            entries = self.filesystem.ls(folder, detail=True)
+        except FileNotFoundError:
+            entries = []
         sizes = {os.path.basename(entry["name"]): entry["size"] for entry in entries}
         for file, entry in files.items():
             if sizes.get(file) != entry["size"]:
                 found = f"{sizes[file]} bytes" if file in sizes else "no such file"
-                return Damage(self.path(name, file), f"{found}, its manifest says {entry['size']} bytes")
+                return Damage(f"{folder}/{file}", f"{found}, its manifest says {entry['size']} bytes")
         return None
 
     def damage_of_contents(self, name: str, files: list[str]) -> Damage | None:
@@ -206,8 +224,9 @@ class CheckpointFiles:
         manifest = self.manifest(name)
         if not isinstance(manifest, dict):
             return manifest or Damage(self.path(name, MANIFEST), "no such file")
+        folder = self.path(name, manifest.get("folder", ""))
         for file in files:
-            path, expected = self.path(name, file), manifest["files"][file]["xxh3_128"]
+            path, expected = f"{folder}/{file}", manifest["files"][file]["xxh3_128"]
             try:
                 with reading(path):
                     found = checksum_of(self.filesystem, path)
@@ -227,11 +246,11 @@ class CheckpointFiles:
 
     def read_json(self, name: str, file: str) -> Any:
         """What a JSON file of a checkpoint holds."""
-        return json.loads(self.filesystem.cat_file(self.path(name, file)))
+        return json.loads(self.filesystem.cat_file(f"{self.folder(name)}/{file}"))
 
-    def write_json(self, name: str, file: str, value: Any) -> dict[str, Any]:
-        """Write a JSON file of a checkpoint; return its size and checksum."""
-        return write_file(self.filesystem, self.path(name, file), [json.dumps(value, indent=1).encode()])
+    def write_json(self, folder: str, file: str, value: Any) -> dict[str, Any]:
+        """Write a JSON file into a folder; return its size and checksum."""
+        return write_file(self.filesystem, f"{folder}/{file}", [_json(value)])
 
 
 @contextmanager
@@ -252,8 +271,12 @@ def reading(path: str) -> Iterator[None]:
         ) from error
 
 
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=1).encode()
+
+
 def _checksum(manifest: dict[str, Any]) -> str:
-    return xxhash.xxh3_128(json.dumps(manifest, indent=1).encode()).hexdigest()
+    return xxhash.xxh3_128(_json(manifest)).hexdigest()
 
 
 def listed(names: Any, limit: int = 5) -> str:

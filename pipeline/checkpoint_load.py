@@ -36,7 +36,7 @@ def damage_of(files: CheckpointFiles, name: str) -> Damage | None:
 def load(files: CheckpointFiles, name: str, state: dict[str, Any]) -> dict[str, Any]:
     """Read a whole checkpoint into the tensors of `state`, in place; return its meta. Collective: Checkpoints.load."""
     what = f"cannot load {files.path(name)}"
-    reader = SafetensorsReader(files.filesystem, files.path(name))
+    reader = SafetensorsReader(files.filesystem, on_rank_0(what, lambda: files.folder(name)))
     planner = ReshardingLoadPlanner()
 
     def plan() -> list[str]:

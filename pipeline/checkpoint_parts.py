@@ -25,7 +25,7 @@ class SavedTensors:
     """
 
     def __init__(self, files: CheckpointFiles, name: str) -> None:
-        self._path = files.path(name)
+        self._path = files.folder(name)
         self._reader = SafetensorsReader(files.filesystem, self._path)
         with reading(self._path):
             metadata = self._reader.read_metadata()

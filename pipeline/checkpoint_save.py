@@ -19,6 +19,7 @@ from torch.distributed.checkpoint import DefaultSavePlanner, SavePlanner
 
 from pipeline.checkpoint_files import META, CheckpointFiles
 from pipeline.checkpoint_plan import check_tensors, decode, encode
+from pipeline.checkpoint_room import discard, make_room
 from pipeline.collective import rank, together
 from pipeline.meeting import Meeting
 from pipeline.safetensors_storage import SafetensorsWriter, num_bytes
@@ -115,6 +116,7 @@ class Saving:
         self._metric = metric if metric is not None and math.isfinite(metric) else None
         self._rank = rank()
         self._writer = SafetensorsWriter(files.filesystem, self.path)
+        self._folder: str | None = None  # below `path`; None: not chosen
         planner = DefaultSavePlanner()
 
         def plan() -> list[Any]:
@@ -138,15 +140,18 @@ class Saving:
     def write(self, meeting: Meeting) -> Outcome | None:
         """Write the checkpoint, which is whole or not there afterwards; may be called again after a failure.
 
+        A checkpoint of this step that is there already stays until this one is whole, and if this one fails.
+
         Rank 0 returns what became of it, the others return None when they are done with their part.
         """
         started = time.perf_counter()
         mark = self._files.url(self.name)
         IN_PROGRESS.add(mark)
         try:
-            refused = meeting.broadcast(self._trying(self._begin)["failure"] if self._rank == 0 else None)
-            if refused:
-                return self._failed([refused]) if self._rank == 0 else None
+            begun = meeting.broadcast(self._trying(self._begin) if self._rank == 0 else None)
+            if begun["failure"]:
+                return self._failed([begun["failure"]]) if self._rank == 0 else None
+            self._writer.directory = begun["result"]
             parts = meeting.gather({**self._trying(self._write_part), "is_copy": isinstance(self._source, Copies)})
             if parts is None:
                 return None
@@ -164,9 +169,12 @@ class Saving:
         finally:
             IN_PROGRESS.discard(mark)
 
-    def _begin(self) -> None:
-        self._files.remove(self.name)
+    def _begin(self) -> str:
+        self._folder = None
+        self._folder = make_room(self._files, self.name)
+        self._writer.directory = self._files.path(self.name, self._folder)
         self._writer.set_up_storage_writer(is_coordinator=True)
+        return self._writer.directory
 
     def _write_part(self) -> dict[str, Any]:
         self._writer.set_up_storage_writer(is_coordinator=self._rank == 0)
@@ -174,18 +182,18 @@ class Saving:
             self._writer.write_data(self._plan, self._source).wait()
         except Exception:
             with suppress(Exception):  # its room is free again when the failure is described
-                self._files.filesystem.rm_file(f"{self.path}/{self._plan.storage_data}")
+                self._files.filesystem.rm_file(f"{self._writer.directory}/{self._plan.storage_data}")
             raise
         return self._writer.files
 
     def _commit(self, parts: list[dict[str, Any]]) -> int:
         self._writer.finish(self._metadata, [])
         files = {file: entry for part in [*parts, self._writer.files] for file, entry in part.items()}
-        files[META] = self._files.write_json(self.name, META, self._meta)
+        files[META] = self._files.write_json(self._writer.directory, META, self._meta)
         files = dict(sorted(files.items()))
-        if lost := self._files.wrong_size(self.name, files):  # somebody removes files under the job
+        if lost := self._files.wrong_size(self._writer.directory, files):  # somebody removes files under the job
             raise FileNotFoundError(errno.ENOENT, f"{lost.file} is not as it was written")
-        self._files.write_manifest(self.name, self._step, self._metric, files)
+        self._files.write_manifest(self.name, self._step, self._metric, files, self._folder or "")
         return sum(entry["size"] for entry in files.values())
 
     def _tidied(self) -> list[str]:
@@ -195,8 +203,9 @@ class Saving:
             return [f"cannot remove old checkpoints: {type(error).__name__}: {error}"]
 
     def _failed(self, failures: list[dict[str, Any]]) -> Outcome:
-        with suppress(Exception):  # what stays is no checkpoint, and the next save removes it
-            self._files.remove(self.name)
+        if self._folder is not None:
+            with suppress(Exception):  # what stays is no checkpoint, and the next save removes it
+                discard(self._files, self.name, self._folder)
         return Outcome(self.name, self.path, self._step, failures=[Failure(**failure) for failure in failures])
 
     def _trying(self, step: Callable[[], Any]) -> dict[str, Any]:

@@ -19,6 +19,10 @@ class Preempted(Exception):
     """The job was told to leave; every rank raises this after the same step, with no batch left in the pipeline."""
 
 
+class Interrupted(Preempted):
+    """The same, told by Ctrl-C: by a person, who does not want to be obeyed by a new start."""
+
+
 class DamagedError(DataError):
     """Bytes that are there and make no row group; `file` and `row_group` say which."""
 

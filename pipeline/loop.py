@@ -132,7 +132,7 @@ class Loop:
         try:
             return self._run()
         except Preempted:
-            if self.position != self._saved:
+            if not self.is_saved:
                 self.save_early(self.position)
             raise
 
@@ -176,6 +176,11 @@ class Loop:
             self.save(self.position)
             self._saved = replace(self.position)
         return stop
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether the position is that of the last checkpoint."""
+        return self.position == self._saved
 
     def _begins_epoch(self) -> bool:
         """Whether nothing of the epoch has been trained on."""

@@ -15,7 +15,7 @@ from pipeline.ranking import all_sum, exact_auc, grouped_auc, histogram_auc, rou
 # Logits beyond +-LOGIT_LIMIT share the first and last histogram bin; the error bound counts them like any other bin.
 LOGIT_LIMIT = 16.0
 LOWER_IS_BETTER = ("logloss", "ne")
-SUMS = ("loss", "prediction", "positive", "weight", "rows", "bad_labels", "bad_weights", "ungrouped")
+SUMS = ("loss", "prediction", "positive", "weight", "rows", "bad_labels", "soft_labels", "bad_weights", "ungrouped")
 
 
 class Metrics:
@@ -31,6 +31,9 @@ class Metrics:
     - `logloss`: weighted mean of -log p(label), computed from the logits.
     - `ne`: log loss over the entropy of the mean label, the log loss of the best constant (He et al. 2014).
     - `calibration`: mean prediction over mean label.
+    - `soft_labels`: how many labels lie between 0 and 1, if any do. A soft label is the probability of a positive:
+      log loss is the cross entropy, NE and calibration take the mean label. `auc` and `gauc` are about pairs of a
+      positive and a negative, and leave rows with soft labels out; without any other they are not defined.
     - `rows`, `weight`: how many rows counted, and their weight.
 
     A metric that is not defined is nan: all but `rows` and `weight` without rows, `auc` and `ne` when only one class
@@ -51,7 +54,8 @@ class Metrics:
             process group, the backend of this device is used (gloo on CPU, NCCL on CUDA).
 
     Raises:
-        ValueError: from `compute`, on every rank, for a label other than 0 and 1 or a weight below 0 or not finite.
+        ValueError: from `compute`, on every rank, for a label that is not from 0 to 1, or a weight below 0 or not
+            finite.
 
     >>> metrics = Metrics(["click"], group="user")
     >>> logits_BK = torch.tensor([[2.0], [-1.0], [0.5], [0.5], [9.0]])
@@ -123,7 +127,8 @@ class Metrics:
         grouped_B = torch.ones_like(weights_B, dtype=torch.bool) if grouped_B is None else grouped_B
         grouped_B = grouped_B.to(self.device, copy=True)
         self._add_sums(logits_BK.double(), labels_BK, positive_BK, weights_B1.double(), ~grouped_B.unsqueeze(1))
-        signed_BK = torch.where(positive_BK, weights_B1, -weights_B1)
+        hard_BK = (labels_BK == 0) | (labels_BK == 1)
+        signed_BK = torch.where(hard_BK, torch.where(positive_BK, weights_B1, -weights_B1), 0.0)
         if self.auc_bins is not None:
             self._add_bins(logits_BK, signed_BK)
         if self.auc_bins is None or self.group is not None:
@@ -136,14 +141,19 @@ class Metrics:
     ) -> None:
         # log p(label) without forming p: exact for large logits, infinite for an infinite one on the wrong side.
         loss_BK = -torch.nn.functional.logsigmoid(torch.where(positive_BK, logits_BK, -logits_BK))
+        soft_BK = (labels_BK > 0) & (labels_BK < 1)
+        labels_BK = labels_BK.double()
+        other_BK = -torch.nn.functional.logsigmoid(-logits_BK)
+        loss_BK = torch.where(soft_BK, labels_BK * loss_BK + (1 - labels_BK) * other_BK, loss_BK)
         bad_weights_B1 = ~((weights_B1 >= 0) & weights_B1.isfinite())
         columns = (
             loss_BK * weights_B1,
             logits_BK.sigmoid() * weights_B1,
-            positive_BK * weights_B1,
+            labels_BK * weights_B1,
             weights_B1.expand_as(logits_BK),
             (weights_B1 != 0).expand_as(logits_BK),
-            positive_BK & (labels_BK != 1),
+            ~((labels_BK >= 0) & (labels_BK <= 1)),
+            soft_BK,
             bad_weights_B1.expand_as(logits_BK),
             (ungrouped_B1 * weights_B1).expand_as(logits_BK),
         )
@@ -198,6 +208,8 @@ class Metrics:
                 ranking = dict.fromkeys(ranking, math.nan)
             prefix = f"{task}/" if len(self.tasks) > 1 else ""
             values |= {prefix + name: value for name, value in (ranking | _pointwise(sums)).items()}
+            if sums["soft_labels"]:
+                values[f"{prefix}soft_labels"] = sums["soft_labels"]
         shared = {name: float(sums_KS[0, SUMS.index(name)]) for name in ("rows", "weight", "ungrouped")}
         if self.group is not None:
             values["ungrouped"] = _divide(shared["ungrouped"], shared["weight"])
@@ -216,7 +228,7 @@ class Metrics:
             sums = dict(zip(SUMS, sums_S, strict=True))
             if sums["bad_labels"]:
                 raise ValueError(
-                    f"{sums['bad_labels']:.0f} labels of task {task!r} are neither 0 nor 1: metrics need binary labels"
+                    f"{sums['bad_labels']:.0f} labels of task {task!r} are not from 0 to 1: found others, or NaN"
                 )
             if sums["bad_weights"]:
                 raise ValueError(f"{sums['bad_weights']:.0f} weights are negative or not finite, expected 0 or more")

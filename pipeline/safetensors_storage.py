@@ -71,7 +71,7 @@ class SafetensorsWriter(StorageWriter):
 
     def __init__(self, filesystem: AbstractFileSystem, directory: str) -> None:
         self._filesystem = filesystem
-        self._directory = directory
+        self.directory = directory
         self._file_of: dict[MetadataIndex, str] = {}
         self.files: dict[str, dict[str, Any]] = {}
 
@@ -79,7 +79,7 @@ class SafetensorsWriter(StorageWriter):
         pass
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        self._filesystem.makedirs(self._directory, exist_ok=True)
+        self._filesystem.makedirs(self.directory, exist_ok=True)
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         return plan
@@ -93,7 +93,7 @@ class SafetensorsWriter(StorageWriter):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         if plan.items:
             file: str = plan.storage_data
-            self.files[file] = write_file(self._filesystem, f"{self._directory}/{file}", _payload(plan.items, planner))
+            self.files[file] = write_file(self._filesystem, f"{self.directory}/{file}", _payload(plan.items, planner))
         done: Future[list[WriteResult]] = Future()
         done.set_result([WriteResult(item.index, num_bytes(item), plan.storage_data) for item in plan.items])
         return done
@@ -114,7 +114,7 @@ class SafetensorsWriter(StorageWriter):
             dtype = DTYPE_NAMES[tensor.properties.dtype]
             tensors[fqn] = {"dtype": dtype, "shape": list(tensor.size), "chunks": chunks}
         text = json.dumps(tensors, indent=1).encode()
-        self.files[TENSORS_FILE] = write_file(self._filesystem, f"{self._directory}/{TENSORS_FILE}", [text])
+        self.files[TENSORS_FILE] = write_file(self._filesystem, f"{self.directory}/{TENSORS_FILE}", [text])
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:

@@ -152,12 +152,22 @@ def check_sliceable(type_: pa.DataType, column: str) -> pa.DataType:
     """
     if pa.types.is_dictionary(type_):
         type_ = type_.value_type
-    if pa.types.is_nested(type_) or pa.types.is_binary(type_) or pa.types.is_large_binary(type_):
+    is_bytes = "binary" in str(type_)
+    if pa.types.is_nested(type_) or is_bytes or not _has_text(type_):
         raise ValueError(
             f"metrics.slices: column {column} is {type_}; expected one value a row: integers, strings, numbers, "
             "booleans, dates or times"
         )
     return type_
+
+
+def _has_text(type_: pa.DataType) -> bool:
+    """Whether Arrow can write values of the type as text."""
+    try:
+        pa.array([], type_).cast(pa.string())
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
+        return False
+    return True
 
 
 def values_of(array: pa.Array, column: str) -> pa.Array:

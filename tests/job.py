@@ -93,5 +93,5 @@ class Job:
         return {line["step"]: line["loss"] for line in read_log(str(self.folder / run)) if line["kind"] == "train"}
 
     def weights(self, run: str, step: int) -> dict[str, torch.Tensor]:
-        files = sorted((self.folder / run / "checkpoints" / f"step-{step:08d}").glob("*.safetensors"))
+        files = sorted((self.folder / run / "checkpoints" / f"step-{step:08d}").rglob("*.safetensors"))
         return {f"{file.name}/{name}": tensor for file in files for name, tensor in load_file(file).items()}

@@ -76,13 +76,13 @@ def test_another_format_is_refused_and_nothing_is_done_to_it(tmp_path: Path) -> 
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, state(1.0), {})
     checkpoints.save(2, state(2.0), {})
-    rewritten(tmp_path / "step-00000002" / "manifest.json", format=3)
+    rewritten(tmp_path / "step-00000002" / "manifest.json", format=4)
     for read in (
         checkpoints.latest,
         lambda: checkpoints.load("step-00000002", state()),
         lambda: checkpoints.whole("latest"),
     ):
-        with pytest.raises(ValueError, match=r"00002/manifest.json is of format 3, expected 2: update rankmixer"):
+        with pytest.raises(ValueError, match=r"00002/manifest.json is of format 4, expected 3: update rankmixer"):
             read()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
 

@@ -181,6 +181,47 @@ def test_ties_between_float32_neighbours_are_not_merged() -> None:
     assert exact_auc(torch.tensor([0.1, score]), torch.tensor([-1.0, 1.0])) == 1.0
 
 
+@pytest.mark.parametrize("auc_bins", [None, 64])
+def test_soft_labels_are_probabilities_and_ranked_nowhere(auc_bins: int | None) -> None:
+    random = torch.Generator().manual_seed(0)
+    logits_BK = torch.randn(200, 1, generator=random)
+    weights_B = torch.randint(0, 3, (200,), generator=random).float()
+    groups_B = torch.randint(0, 5, (200,), generator=random)
+    labels_BK = (torch.randint(0, 5, (200, 1), generator=random) / 4.0).float()  # 0, 0.25, 0.5, 0.75 and 1
+    metrics = Metrics(["click"], group="user", auc_bins=auc_bins)
+    metrics.update(logits_BK, labels_BK, weights_B, groups_B)
+    found = metrics.compute()
+    probability, labels, weights = (
+        column.double().numpy() for column in (logits_BK[:, 0].double().sigmoid(), labels_BK[:, 0], weights_B)
+    )
+    loss = -(labels * np.log(probability) + (1 - labels) * np.log1p(-probability))
+    mean = np.average(labels, weights=weights)
+    entropy = -(mean * math.log(mean) + (1 - mean) * math.log(1 - mean))
+    assert found["logloss"] == pytest.approx(np.average(loss, weights=weights))
+    assert found["ne"] == pytest.approx(found["logloss"] / entropy)
+    assert found["calibration"] == pytest.approx(np.average(probability, weights=weights) / mean)
+    counted_B = weights_B > 0
+    soft_B = (labels_BK[:, 0] > 0) & (labels_BK[:, 0] < 1)
+    assert found["soft_labels"] == int((soft_B & counted_B).sum())
+    hard = Metrics(["click"], group="user", auc_bins=auc_bins)
+    hard.update(logits_BK[~soft_B], labels_BK[~soft_B], weights_B[~soft_B], groups_B[~soft_B])
+    expected = hard.compute()
+    assert (found["auc"], found["gauc"]) == (expected["auc"], expected["gauc"])
+    assert "soft_labels" not in expected
+    all_soft = Metrics(["click"], group="user", auc_bins=auc_bins)
+    all_soft.update(logits_BK[soft_B], labels_BK[soft_B], weights_B[soft_B], groups_B[soft_B])
+    undefined = all_soft.compute()
+    assert math.isnan(undefined["auc"])
+    assert math.isnan(undefined["gauc"])
+    assert math.isfinite(undefined["ne"])
+
+
+def test_an_infinite_logit_is_a_finite_loss_where_it_is_right() -> None:
+    metrics = Metrics(["click"])
+    metrics.update(torch.tensor([[math.inf], [-math.inf]]), torch.tensor([[1.0], [0.0]]), torch.ones(2))
+    assert metrics.compute()["logloss"] == 0.0
+
+
 def test_user_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match="auc_bins is 1: give 2 bins or more, or nothing for the exact AUC"):
         Metrics(["click"], auc_bins=1)
@@ -188,7 +229,7 @@ def test_user_mistakes_are_named() -> None:
         Metrics(["click"], group="user").update(torch.zeros(2, 1), torch.zeros(2, 1), torch.ones(2))
     metrics = Metrics(["click", "stars"])
     metrics.update(torch.zeros(3, 2), torch.tensor([[0.0, 5.0], [1.0, 1.0], [0.0, NAN]]), torch.ones(3))
-    with pytest.raises(ValueError, match="2 labels of task 'stars' are neither 0 nor 1"):
+    with pytest.raises(ValueError, match="2 labels of task 'stars' are not from 0 to 1"):
         metrics.compute()
     for bad in (-1.0, NAN, math.inf):
         metrics = Metrics(["click"])
