@@ -33,10 +33,6 @@ def check_training(config: Config) -> None:
         raise ValueError(f"run.directory is {config.run.directory}, but {standing} is {found}; give another")
     if config.run.warm_start and not checkpoints_of(config).names():
         find_source(config.run.warm_start)
-    if config.metrics.select == "gauc" and config.metrics.group is None:
-        raise ValueError("metrics.select is gauc, which needs metrics.group, the column whose values group the rows")
-    if config.train.early_stopping is not None and config.data.evaluate is None:
-        raise ValueError("train.early_stopping needs data.evaluate, the rows that say when to stop; found none")
     if config.data.stream is None:
         check_files(config, config.data.train)
     else:  # each portion is judged before it is trained on

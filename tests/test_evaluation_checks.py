@@ -147,14 +147,6 @@ def test_a_label_that_float32_takes_for_1_is_right(tmp_path: Path) -> None:
     check_training(load_config(str(job.config)))
 
 
-def test_metrics_that_nothing_would_measure_are_refused(tmp_path: Path) -> None:
-    job = Job(tmp_path)
-    with pytest.raises(ValueError, match=r"metrics.select is gauc, which needs metrics.group"):
-        check_training(load_config(str(job.config), ["metrics.group=null", "metrics.select=gauc"]))
-    with pytest.raises(ValueError, match=r"train.early_stopping needs data.evaluate"):
-        check_training(load_config(str(job.config), ["data.evaluate=null", "train.early_stopping.patience=1"]))
-
-
 def test_a_stream_needs_the_columns_of_the_evaluation_in_the_training_files(tmp_path: Path) -> None:
     job = Job(tmp_path)
     stream = ["data.stream={}", "train.epochs=1", "train.max_steps=9", "data.evaluate=null", "metrics.group=price"]
