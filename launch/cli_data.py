@@ -63,6 +63,7 @@ def add_data(commands: Commands) -> None:
     parquet.add_argument("files", nargs="+", help="Parquet files: paths, globs, directories or URLs")
     parquet.add_argument("--out", required=True, help="directory to write")
     _add_labels(parquet)
+    parquet.add_argument("--like", metavar="DIR", help="no proposals: new rows, with the types of this earlier --out")
     parquet.add_argument(
         "--no-split", action="store_true", help="only proposals: train on all rows of the files as they lie, copy none"
     )
@@ -75,7 +76,12 @@ def add_data(commands: Commands) -> None:
     profile.add_argument("files", nargs="+", help="Parquet files: paths, globs, directories or URLs")
     profile.add_argument("--config", required=True, help="configuration file; only its feature_schema matters")
     profile.add_argument(
-        "--against", nargs="+", default=[], metavar="FILES", help="other files, to show the drift to them"
+        "--against",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILES",
+        help="other files, to show the drift to them",
     )
     profile.add_argument("--out", help="JSON file to write; must not exist")
     add_json(profile)
@@ -157,16 +163,19 @@ def _csv(arguments: argparse.Namespace) -> None:
 
 
 def _parquet(arguments: argparse.Namespace) -> None:
-    from pipeline.parquet_import import import_parquet
+    from pipeline.parquet_import import import_parquet, import_parquet_like
 
-    import_parquet(
-        arguments.files,
-        arguments.out,
-        labels=arguments.label,
-        positive=arguments.positive,
-        time=arguments.time,
-        split=not arguments.no_split,
+    files, out, labels, positive, time = (
+        getattr(arguments, name) for name in ("files", "out", "label", "positive", "time")
     )
+    if arguments.like is None:
+        import_parquet(files, out, labels=labels, positive=positive, time=time, split=not arguments.no_split)
+    elif labels or positive or time or arguments.no_split:
+        raise ValueError(
+            "--like takes labels and rows as they are: leave out --label, --positive, --time and --no-split, or --like"
+        )
+    else:
+        import_parquet_like(files, out, arguments.like)
 
 
 def _profile(arguments: argparse.Namespace) -> None:

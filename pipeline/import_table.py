@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from pipeline.atomic import new_directory
 from pipeline.column_facts import Batches, Column, Unit, column_facts
 from pipeline.labels import Found, as_labels, choose_labels, label_field
+from pipeline.leaks import tell_the_label
 from pipeline.proposed_files import config_text, write_proposal
 from pipeline.split import PARTS, RandomSplit, TimeSplit
 
@@ -203,9 +204,10 @@ def _propose(
     with tempfile.TemporaryDirectory(prefix=".counts-", dir=folder) as counts:
         asked = pa.schema([source.schema.field(name) for name in names])
         columns = column_facts(training, asked, Path(counts)) if names else {}
+    leaks = tell_the_label(training, columns, list(labels))
     about = (f"rankmixer {source.command}", Path(source.name).name)
     known = {name: (count / sum(rows), labels[name]) for name, count in ones.items()}
-    notes = write_proposal(folder, about, columns, known, source.left_out, (sum(rows), rows[0]))
+    notes = write_proposal(folder, about, columns, known, (source.left_out, leaks), (sum(rows), rows[0]))
     (folder / "run.yaml").write_text(config_text(about, out, list(columns.values()), rows, files), encoding="utf-8")
     return list(columns.values()), notes
 

@@ -16,7 +16,7 @@ TRUTH = {"0": 0, "1": 1, "false": 0, "true": 1, "f": 0, "t": 1, "no": 0, "yes": 
 SHOWN = 10
 # Words of a column's name that tell what came of it: known only after the row was shown.
 OUTCOME = re.compile(
-    r"label|target|outcome|response|respond(ed)?|click(s|ed)?|buy|bought|purchase[ds]?|order(ed)?|conver(sion|ted|t)|cvr|ctr|"
+    r"label|target|outcome|response|respond(ed)?|click(s|ed)?|buy|bought|purchase[ds]?|ordered|conver(sion|ted|t)|cvr|ctr|"
     r"like[ds]?|dislike[ds]?|install(ed)?|subscri(bed?|ption)|churn(ed)?|sale|sold|paid|checkout|cart|follow(ed)?|"
     r"share[ds]?|comment(ed)?|favou?rite[ds]?|watched|played|finish(ed)?|complet(ed|ion)|success|reward|return(ed)?|"
     r"refund(ed)?|rating|stars|revenue|dwell"
@@ -116,8 +116,13 @@ def positive_of(field: pa.Field) -> list[str]:
 
 def label_field(field: pa.Field, positive: Sequence[str]) -> pa.Field:
     """The field of a label that is written; it remembers the values that count as 1."""
-    remembered = {b"positive": json.dumps(list(positive)).encode()} if positive else {}
-    return pa.field(field.name, pa.int8(), metadata={**(field.metadata or {}), **remembered} or None)
+    remembered = {b"positive": json.dumps(list(positive)).encode()}
+    return pa.field(field.name, pa.int8(), metadata={**(field.metadata or {}), **remembered})
+
+
+def is_label(field: pa.Field) -> bool:
+    """Whether `label_field` made it."""
+    return b"positive" in (field.metadata or {})
 
 
 def _truth(text: str) -> int:

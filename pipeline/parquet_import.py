@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from pipeline.column_facts import is_list, is_text
+from pipeline.atomic import new_directory
 from pipeline.decode import Decoder
 from pipeline.files import ParquetFiles
-from pipeline.import_table import BATCH_ROWS, import_table, propose_only
-from pipeline.labels import Found, text_of
+from pipeline.import_table import BATCH_ROWS, ParquetPart, import_table, propose_only
+from pipeline.labels import Found, as_labels, is_label, positive_of, text_of
+from pipeline.parquet_types import (
+    as_readable,
+    fits_int64,
+    is_bytes,
+    is_cast,
+    is_utf8,
+    is_whole,
+    readable,
+    value_type,
+    without_dictionaries,
+    without_nan,
+)
+from pipeline.split import PARTS
 
 MANY_VALUES = 1000  # of a column that may be a label; with more it is none
-EXACT = 1 << 53  # whole doubles up to it are what they say
 HIVE = re.compile(r"/([^/=]+)=[^/]*(?=/)")
 
 
@@ -46,14 +58,14 @@ class ParquetSource:
         self.name = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
         if not self._parquet.num_rows:
             raise ValueError(f"{self.name}: no file has a row; expected at least one row")
-        self._raw = self._unified()
+        self.raw = self._unified()
         self.left_out: dict[str, str] = {}
         fields = []
-        for field in self._raw:
+        for field in self.raw:
             target, reason = readable(field.type)
             if reason is not None:
                 self.left_out[field.name] = reason
-            elif as_they_lie and _is_cast(field.type):
+            elif as_they_lie and is_cast(field.type):
                 self.left_out[field.name] = f"{field.type}, which training does not read; without --no-split it is cast"
             elif as_they_lie and self._lacking(field.name):
                 self.left_out[field.name] = (
@@ -68,7 +80,7 @@ class ParquetSource:
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """All rows of some columns, in pieces of BATCH_ROWS rows."""
         target = pa.schema([self.schema.field(name) for name in columns])
-        for raw in self._pieces(columns):
+        for raw in self.pieces(columns):
             yield pa.RecordBatch.from_arrays(
                 [as_readable(array, field.type) for array, field in zip(raw.columns, target, strict=True)],
                 schema=target,
@@ -82,7 +94,7 @@ class ParquetSource:
         def look(name: str, array: pa.Array) -> bool:
             array = as_readable(array, self.schema.field(name).type)
             if pa.types.is_floating(array.type):
-                array = _without_nan(array)
+                array = without_nan(array)
             nulls[name] += array.null_count
             values[name].update(map(text_of, array.unique().drop_null().to_pylist()))
             return len(values[name]) <= MANY_VALUES
@@ -92,7 +104,7 @@ class ParquetSource:
 
     def _unified(self) -> pa.Schema:
         """One schema for all files; what they have in different widths is as wide as the widest."""
-        schemas = list({id(file.schema): _plain(file.schema) for file in self._parquet.files}.values())
+        schemas = list({id(file.schema): without_dictionaries(file.schema) for file in self._parquet.files}.values())
         for file in self._parquet.files:
             for name in file.schema.names:
                 if file.schema.names.count(name) > 1:
@@ -105,7 +117,7 @@ class ParquetSource:
     def _apart(self) -> str:
         first: dict[str, tuple[str, pa.Field]] = {}
         for file in self._parquet.files:
-            for field in _plain(file.schema):
+            for field in without_dictionaries(file.schema):
                 path, other = first.setdefault(field.name, (file.path, field))
                 try:
                     pa.unify_schemas([pa.schema([field]), pa.schema([other])], promote_options="permissive")
@@ -120,22 +132,22 @@ class ParquetSource:
         """Decide by the values of doubles, decimals and bytes what they are."""
         casts: dict[str, Callable[[pa.Array], bool]] = {}
         for field in self.schema:
-            raw = _value_type(self._raw.field(field.name).type)
+            raw = value_type(self.raw.field(field.name).type)
             if pa.types.is_decimal(raw):
-                casts[field.name] = _fits_int64
+                casts[field.name] = fits_int64
             elif pa.types.is_float64(raw) or pa.types.is_float32(raw):
-                casts[field.name] = _is_whole
+                casts[field.name] = is_whole
             elif is_bytes(raw):
-                casts[field.name] = _is_utf8
+                casts[field.name] = is_utf8
         fits = self._scan(list(casts), lambda name, array: casts[name](array))
         fields = []
         for field in self.schema:
-            if field.name in fits and casts[field.name] is not _is_utf8:
+            if field.name in fits and casts[field.name] is not is_utf8:
                 field = pa.field(field.name, pa.int64())
-            elif field.name in casts and casts[field.name] is _fits_int64:
-                if _value_type(self._raw.field(field.name).type).scale <= 0:
+            elif field.name in casts and casts[field.name] is fits_int64:
+                if value_type(self.raw.field(field.name).type).scale <= 0:
                     field = pa.field(field.name, pa.string())  # a double would lose digits of ids
-            elif field.name in casts and field.name not in fits and casts[field.name] is _is_utf8:
+            elif field.name in casts and field.name not in fits and casts[field.name] is is_utf8:
                 self.left_out[field.name] = "bytes that are no text in UTF-8; write ids as text or integers"
                 continue
             fields.append(field)
@@ -147,11 +159,11 @@ class ParquetSource:
         for group in self._parquet.row_groups:
             if not left:
                 break
-            for piece in self._pieces(left, [group]):
+            for piece in self.pieces(left, [group]):
                 left = [name for name in left if goes_on(name, piece[name])]
         return set(left)
 
-    def _pieces(self, columns: Sequence[str], groups: Any = None) -> Iterator[pa.RecordBatch]:
+    def pieces(self, columns: Sequence[str], groups: Any = None) -> Iterator[pa.RecordBatch]:
         """Columns as they are in the files, null where a file lacks one."""
         for group in self._parquet.row_groups if groups is None else groups:
             file = self._parquet.files[group.file]
@@ -159,7 +171,7 @@ class ParquetSource:
             decoder = Decoder(there or file.schema.names[:1], set(), self._parquet.watch)
             for piece in decoder.stream(file, group.index, BATCH_ROWS):
                 arrays = [
-                    piece[name] if name in there else pa.nulls(len(piece), _value_type(self._raw.field(name).type))
+                    piece[name] if name in there else pa.nulls(len(piece), value_type(self.raw.field(name).type))
                     for name in columns
                 ]
                 yield pa.RecordBatch.from_arrays(arrays, names=list(columns))
@@ -170,7 +182,7 @@ class ParquetSource:
     @property
     def hints(self) -> list[str]:
         """What else the files say that is not read."""
-        keys = {key for file in self._parquet.files for key in HIVE.findall(file.path)} - set(self._raw.names)
+        keys = {key for file in self._parquet.files for key in HIVE.findall(file.path)} - set(self.raw.names)
         said = [f"{key}=... in the paths is no column of the files, and is not read" for key in sorted(keys)]
         for name in self.schema.names:
             if lacking := self._lacking(name):
@@ -204,114 +216,55 @@ def import_parquet(
         propose_only(source, out, labels=labels)
 
 
-def readable(type_: pa.DataType) -> tuple[pa.DataType, str | None]:
-    """The type that training reads in place of another; or why there is none.
+def import_parquet_like(paths: Sequence[str], out: str, like: str) -> None:
+    """Write files as `out`/part-00000.parquet, their columns in the types of an earlier import.
 
-    >>> readable(pa.dictionary(pa.int32(), pa.large_string()))
-    (DataType(large_string), None)
-    >>> readable(pa.struct({"a": pa.int8()}))[1]
-    'a struct; write its fields as columns of their own'
+    Labels become 0 and 1 as they did then. Columns that the earlier files did not have are kept where training reads
+    their type.
+
+    Args:
+        like: what `out` was then.
+
+    Raises:
+        ValueError: as ParquetSource; a value that the column's type has not; `like` is no import; `out` exists.
     """
-    type_ = _value_type(type_)
-    if pa.types.is_null(type_):
-        return type_, "empty in every row"
-    if pa.types.is_struct(type_) or pa.types.is_map(type_):
-        kind = "map" if pa.types.is_map(type_) else "struct"
-        return type_, f"a {kind}; write its fields as columns of their own"
-    if is_list(type_):
-        element = _value_type(type_.value_type)
-        target, _ = readable(element)
-        if pa.types.is_integer(target) or (is_text(target) and not is_bytes(element)):
-            return (pa.large_list if pa.types.is_large_list(type_) else pa.list_)(target), None
-        return type_, f"lists of {element}; lists hold integers or text"
-    if pa.types.is_date(type_):
-        return pa.date32(), None
-    if pa.types.is_decimal(type_) or pa.types.is_float16(type_):
-        return pa.float64() if pa.types.is_decimal(type_) else pa.float32(), None
-    if is_bytes(type_) or pa.types.is_string_view(type_):
-        is_large = pa.types.is_large_binary(type_) or pa.types.is_binary_view(type_) or pa.types.is_string_view(type_)
-        return pa.large_string() if is_large else pa.string(), None
-    if pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_boolean(type_) or is_text(type_):
-        return type_, None
-    if pa.types.is_timestamp(type_):
-        return type_, None
-    return type_, f"{type_}, of which no feature is made; write it as a number or text"
+    earlier = Path(like, PARTS[0], "part-00000.parquet")
+    if not earlier.is_file():
+        raise ValueError(f"{like} is no import: {earlier} is missing; give the --out of an earlier one")
+    known = {field.name: field for field in pq.read_schema(earlier)}
+    source = ParquetSource(paths)
+    names = [name for name in source.raw.names if name in known or name in source.schema.names]
+    target = pa.schema([known[name] if name in known else source.schema.field(name) for name in names])
+    with new_directory(out) as folder:
+        part = ParquetPart(folder, target)
+        for raw in source.pieces(names):
+            arrays = [
+                _like(source.name, part.rows, array, field) for array, field in zip(raw.columns, target, strict=True)
+            ]
+            part.add(pa.RecordBatch.from_arrays(arrays, schema=target))
+        part.close()
+    missing = ", ".join(name for name in known if name not in names)
+    without = f"; without {missing}, which {like} has" if missing else ""
+    print(f"{source.name}: {part.rows:,} rows, {len(target)} columns{without}")
+    for name, reason in source.left_out.items():
+        if name not in known:
+            print(f"left out {name}: {reason}")
 
 
-def as_readable(array: pa.Array, type_: pa.DataType) -> pa.Array:
-    """A column in the type that `readable`, or a look at its values, gave it.
+def _like(source: str, first: int, array: pa.Array, field: pa.Field) -> pa.Array:
+    def cast(some: pa.Array) -> pa.Array:
+        return as_labels(some, positive_of(field)) if is_label(field) else as_readable(some, field.type)
 
-    >>> as_readable(pa.array([1.0, None, float("nan")]), pa.int64()).to_pylist()
-    [1, None, None]
-    """
-    if isinstance(array, pa.ExtensionArray):
-        array = array.storage
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    if is_list(array.type) and array.type != type_:
-        return _as_lists(array, type_)
-    if pa.types.is_floating(array.type) and pa.types.is_integer(type_):
-        array = _without_nan(array)
-    if pa.types.is_fixed_size_binary(array.type):
-        array = array.cast(pa.binary())
-    return array if array.type == type_ else array.cast(type_)
-
-
-def is_bytes(type_: pa.DataType) -> bool:
-    is_any = pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_fixed_size_binary(type_)
-    return is_any or pa.types.is_binary_view(type_)
-
-
-def _as_lists(array: pa.Array, type_: pa.DataType) -> pa.Array:
-    """Lists of another kind, or of other elements."""
-    values = as_readable(array.flatten(), type_.value_type)
-    lengths_N = pc.fill_null(pc.list_value_length(array), 0).to_numpy()
-    ends = np.concatenate([[0], np.cumsum(lengths_N)])
-    offsets = pa.array(ends, pa.int64() if pa.types.is_large_list(type_) else pa.int32())
-    kind = pa.LargeListArray if pa.types.is_large_list(type_) else pa.ListArray
-    return kind.from_arrays(offsets, values, mask=array.is_null() if array.null_count else None)
-
-
-def _plain(schema: pa.Schema) -> pa.Schema:
-    """Without what one file of a table may have and another not: dictionaries, metadata, columns that are not null."""
-    return pa.schema([pa.field(field.name, _value_type(field.type)) for field in schema])
-
-
-def _value_type(type_: pa.DataType) -> pa.DataType:
-    """What is in a dictionary or an extension type."""
-    while pa.types.is_dictionary(type_) or isinstance(type_, pa.BaseExtensionType):
-        type_ = type_.value_type if pa.types.is_dictionary(type_) else type_.storage_type
-    return type_
-
-
-def _is_cast(type_: pa.DataType) -> bool:
-    """Whether the reader of features does not take it as it is."""
-    return is_bytes(type_) or isinstance(type_, pa.BaseExtensionType) or pa.types.is_float16(type_)
-
-
-def _without_nan(array: pa.Array) -> pa.Array:
-    return pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array)
-
-
-def _is_whole(array: pa.Array) -> bool:
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary
-    x = array.cast(pa.float64()).drop_null().to_numpy()
-    x = x[~np.isnan(x)]
-    return bool(np.all((np.abs(x) <= EXACT) & (x == np.trunc(x))))
-
-
-def _fits_int64(array: pa.Array) -> bool:
     try:
-        as_readable(array, pa.int64())
-    except pa.ArrowInvalid:
-        return False
-    return True
-
-
-def _is_utf8(array: pa.Array) -> bool:
-    try:
-        as_readable(array, pa.large_string())
-    except pa.ArrowInvalid:
-        return False
-    return True
+        return cast(array)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        for row in range(len(array)):
+            try:
+                cast(array.slice(row, 1))
+            except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+                raise ValueError(
+                    f"{source}: row {first + row} of the files in their order, column {field.name!r}: found "
+                    f"{array[row].as_py()!r}, of type {array.type}; expected {field.type} as in the earlier import; "
+                    "mend the value, or make it null"
+                ) from None
+        raise

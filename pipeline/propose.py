@@ -55,8 +55,12 @@ class Proposer:
         self._taken.add(name)
         return name
 
-    def add(self, column: Column) -> None:
-        """The lines that a column suggests; a comment where it can teach nothing, or would tell the answer."""
+    def add(self, column: Column, told: str | None = None) -> None:
+        """The lines that a column suggests; a comment where it can teach nothing, or has the name of an answer.
+
+        Args:
+            told: the label that it tells in every training row.
+        """
         reason = left_out(column)
         if reason is None and _is_named_outcome(column):
             reason = "named like something that is known only afterwards; if it is known before"
@@ -73,7 +77,9 @@ class Proposer:
             self._add_integers(column)
         else:
             self._add_ids(column)
-        if reason is None and looks_like_an_outcome(column.name):
+        if reason is None and told is not None:
+            self.made.notes.append(f"is {column.name} known before {told} is? It tells {told} in every training row")
+        elif reason is None and looks_like_an_outcome(column.name):
             self.made.notes.append(
                 f"is {column.name} known before the label is? By its name it may be known only afterwards"
             )
@@ -84,7 +90,8 @@ class Proposer:
         """A comment in place of a feature; `line` would make it one."""
         quoted = json.dumps(name, ensure_ascii=False)
         self.made.lines.append(f"  # {quoted}: {reason}{', write: ' if line else ''}{line}")
-        self.made.notes.append(f"left out {name}: {reason}")
+        offered = "; schema.yaml has the line" if line else ""
+        self.made.notes.append(f"left out {name}: {reason}{offered}")
 
     def _line(self, name: str, column: str, keys: Mapping[str, object], comment: str) -> str:
         keys = keys if name == column else {"column": column, **keys}

@@ -29,7 +29,7 @@ def write_proposal(
     source: tuple[str, str],
     columns: Mapping[str, Column],
     labels: Mapping[str, tuple[float, Sequence[str]]],
-    absent: Mapping[str, str],
+    absent: tuple[Mapping[str, str], Mapping[str, str]],
     rows: tuple[int, int],
 ) -> list[str]:
     """Write the schema and its vocabularies into `folder`; what there is to say about them.
@@ -38,13 +38,13 @@ def write_proposal(
         source: the command and the name of the data.
         columns: what could be a feature.
         labels: of each the share of ones, and the values that count as such.
-        absent: columns that cannot be read, and why.
+        absent: columns that cannot be read, and why; and those that tell the label, and which.
         rows: all, and those that train.
     """
     proposer = Proposer()
     for column in columns.values():
-        proposer.add(column)
-    for name, reason in absent.items():
+        proposer.add(column, absent[1].get(column.name))
+    for name, reason in absent[0].items():
         proposer.leave_out(name, reason)
     lines = [proposer.add_label(label, *known) for label, known in labels.items()]
     made = proposer.made

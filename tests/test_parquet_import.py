@@ -14,7 +14,7 @@ import pytest
 from launch.cli import main
 from launch.config import load_config
 from pipeline import import_table, parquet_import
-from pipeline.parquet_import import import_parquet
+from pipeline.parquet_import import import_parquet, import_parquet_like
 from pipeline.split import PARTS
 
 ROWS = 400
@@ -168,6 +168,41 @@ def test_proposals_without_a_copy(tmp_path: Path, capsys: pytest.CaptureFixture[
     write(tmp_path / "in/a.parquet", x=[1, 2] * 10, city=["yes", "no"] * 10)
     with pytest.raises(ValueError, match="label 'city' is string; without --no-split it is written as 0 and 1"):
         import_parquet([path], str(tmp_path / "other"), split=False, labels=["city"])
+
+
+def test_later_files_in_the_types_of_an_earlier_import(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(
+        tmp_path / "in/a.parquet",
+        user=[float(row % 7) for row in range(ROWS)],
+        code=pa.array([1, 2] * 200, pa.int8()),
+        city=pa.array([b"Oslo", b"Rome"] * 200),
+        got=["no", "pro"] * 200,
+    )
+    imported(tmp_path, labels=["got"], positive=["pro"])
+    later = write(
+        tmp_path / "later/a.parquet",
+        user=pa.array([decimal.Decimal(3), None]),
+        code=pa.array([2, 1]),
+        extra=[0.5, 1.5],
+        deep=[{"a": 1}] * 2,
+        got=["pro", None],
+    )
+    capsys.readouterr()
+    arguments = ["data", "parquet", str(tmp_path / "later"), "--out", str(tmp_path / "new"), "--like"]
+    assert main([*arguments, str(tmp_path / "out")]) == 0
+    assert pq.read_table(tmp_path / "new").to_pylist() == [
+        {"user": 3, "code": 2, "extra": 0.5, "got": 1},
+        {"user": None, "code": 1, "extra": 1.5, "got": None},
+    ]
+    printed = capsys.readouterr().out
+    assert f"2 rows, 4 columns; without city, which {tmp_path}/out has" in printed
+    assert "left out deep: a struct" in printed
+    write(tmp_path / "later/a.parquet", user=[1.0, 2.5])
+    with pytest.raises(ValueError, match=r"row 1 of the files in their order, column 'user': found 2.5, of type d"):
+        import_parquet_like([later], str(tmp_path / "bad"), str(tmp_path / "out"))
+    with pytest.raises(ValueError, match=r"new is no import: .*part-00000.parquet is missing; give the --out of"):
+        import_parquet_like([later], str(tmp_path / "bad"), str(tmp_path / "new"))
+    assert not (tmp_path / "bad").exists()
 
 
 @pytest.mark.parametrize(

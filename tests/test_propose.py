@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from launch.cli import main
+from launch.cli import main, parser
 from launch.config import load_config
 from pipeline.column_facts import column_facts
 from pipeline.csv_import import import_csv, import_like
@@ -195,6 +195,18 @@ def test_two_labels_are_both_labels_and_never_features(tmp_path: Path) -> None:
     assert list(schema.features) == ["x"]
 
 
+def test_an_option_of_several_values_may_be_repeated() -> None:
+    parsed = parser().parse_args(["data", "parquet", "x", "--out", "o", "--label", "a,b", "--label", "c"])
+    assert parsed.label == ["a", "b", "c"]
+    parsed = parser().parse_args(
+        ["predict", *["--config", "c", "--data", "d", "--out", "o"], "--keys", "a", "--keys", "b,c"]
+    )
+    assert parsed.keys == ["a", "b", "c"]
+    parsed = parser().parse_args(["data", "profile", "x", "--config", "c", "--against", "a", "--against", "b"])
+    assert parsed.against == ["a", "b"]
+    assert parser().parse_args(["data", "csv", "x", "--out", "o"]).label == []  # the lists do not grow together
+
+
 def test_what_is_named_like_an_outcome_is_no_feature_without_a_word(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -220,6 +232,19 @@ def test_what_is_named_like_an_outcome_is_no_feature_without_a_word(
     (offered,) = (row.partition("write: ")[2] for row in text.splitlines() if "buy: {" in row)
     (tmp_path / "out/schema.yaml").write_text(text.replace("labels:\n", f"  {offered}\nlabels:\n"))
     assert "buy" in load_config(str(tmp_path / "out/run.yaml")).feature_schema.features
+
+
+def test_what_tells_the_label_in_every_row_is_no_feature(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = 300
+    stage = np.where(np.arange(rows) % 2, RANDOM.choice(["paid", "shipped"], rows), RANDOM.choice(["seen", ""], rows))
+    nearly = np.where(np.arange(rows) % 2, 7, 8)
+    nearly[:40] = 7
+    schema, _ = proposed(tmp_path, stage=stage, nearly=nearly, mirror=[row % 2 + 5 for row in range(rows)])
+    assert list(schema.features) == ["stage", "nearly", "mirror"]
+    printed = capsys.readouterr().out
+    for name in ("stage", "mirror"):
+        assert f"is {name} known before click is? It tells click in every training row" in printed
+    assert "nearly" not in printed
 
 
 @pytest.mark.parametrize(
