@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.ids import plain, split_lists
+from pipeline.ids import split_lists
 from pipeline.number_profile import Moments
 from pipeline.numeric import to_numpy
 from pipeline.time_parts import NO_TIME, microseconds
@@ -89,7 +89,8 @@ class Column:
     @property
     def is_counted(self) -> bool:
         """Whether its values may be ids."""
-        return self.is_integer or self.is_text or self.is_list or pa.types.is_boolean(self.type)
+        element = self.type.value_type if self.is_list else self.type
+        return pa.types.is_integer(element) or is_text(element) or pa.types.is_boolean(self.type)
 
     @property
     def known(self) -> int:
@@ -172,7 +173,8 @@ def _values(array: pa.Array, separator: str | None) -> pa.Array:
     """The ids in a column, as the encoder of a feature sees them, without nulls."""
     if is_list(array.type):
         array = split_lists(array)[1]
-    array = plain(array)
+    if pa.types.is_boolean(array.type):
+        array = array.cast(pa.uint8())
     if separator is not None:
         array = split_lists(pc.split_pattern(array, separator))[1]
         array = array.filter(pc.not_equal(array, ""))

@@ -10,7 +10,7 @@ from pipeline.atomic import new_directory
 from pipeline.column_profile import ColumnProfile, as_type
 from pipeline.csv_file import read_blocks
 from pipeline.import_table import ParquetPart, import_table
-from pipeline.labels import Found, as_labels, positive_of
+from pipeline.labels import as_labels, positive_of
 from pipeline.split import PARTS
 
 
@@ -44,16 +44,6 @@ class CsvSource:
             yield _typed(self.name, block.select(target.names), target, number)
             number += len(block)
 
-    def found(self, columns: Sequence[str]) -> dict[str, Found]:
-        """What columns hold that may be labels."""
-        profiles = {name: self._profiles[name] for name in columns}
-        return {
-            name: Found(
-                frozenset(profile.values), profile.nulls + (profile.words if profile.type != pa.string() else 0)
-            )
-            for name, profile in profiles.items()
-        }
-
 
 def import_csv(
     file: str,
@@ -75,7 +65,7 @@ def import_csv(
     Raises:
         ValueError: the file cannot be read (csv_file.py); and as import_table.
     """
-    import_table(CsvSource(file, delimiter), out, labels=labels, positive=positive, time=time)
+    import_table(lambda _: CsvSource(file, delimiter), out, labels=labels, positive=positive, time=time)
 
 
 def import_like(file: str, out: str, like: str, *, delimiter: str | None = None) -> None:

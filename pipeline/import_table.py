@@ -8,7 +8,7 @@ only a test row has gets no place, and no number is of rows that the model is ju
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline.atomic import new_directory
 from pipeline.column_facts import Batches, Column, Unit, column_facts
-from pipeline.labels import Found, as_labels, choose_labels, label_field
+from pipeline.labels import LABELS, as_labels, choose_labels, found_in, label_field
 from pipeline.leaks import tell_the_label
 from pipeline.proposed_files import config_text, write_proposal
 from pipeline.split import PARTS, RandomSplit, TimeSplit
@@ -58,16 +58,19 @@ class Source(Protocol):
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """All rows of some columns."""
 
-    def found(self, columns: Sequence[str]) -> dict[str, Found]:
-        """What columns hold that may be labels."""
-
 
 def import_table(
-    source: Source, out: str, *, labels: Sequence[str] = (), positive: Sequence[str] = (), time: str | None = None
+    open_source: Callable[[Path], Source],
+    out: str,
+    *,
+    labels: Sequence[str] = (),
+    positive: Sequence[str] = (),
+    time: str | None = None,
 ) -> None:
     """Write all columns as `out`/train, validation and test, and `out`/schema.yaml, run.yaml and vocabulary/.
 
     Args:
+        open_source: called with a folder for temporary files, which is removed in the end.
         labels: columns to predict; default: those of 0 and 1 that are named as in labels.LABELS.
         positive: values of a label that count as 1; with several labels LABEL=VALUE.
         time: column of times: the newest tenth of the rows tests, the tenth before it evaluates. Without it rows are
@@ -76,10 +79,11 @@ def import_table(
     Raises:
         ValueError: no label, or one that cannot be one in every row; no times in `time`; too few rows; or `out` exists.
     """
-    chosen = _labels(source, labels, positive)
-    split = RandomSplit() if time is None else _time_split(source, time)
-    fields = [label_field(field, chosen[field.name]) if field.name in chosen else field for field in source.schema]
-    with new_directory(out) as folder:
+    with new_directory(out) as folder, tempfile.TemporaryDirectory(prefix=".rows-", dir=folder) as scratch:
+        source = open_source(Path(scratch))
+        chosen = _labels(source, labels, positive)
+        split = RandomSplit() if time is None else _time_split(source, time)
+        fields = [label_field(field, chosen[field.name]) if field.name in chosen else field for field in source.schema]
         rows, ones = _write_parts(source, folder, pa.schema(fields), chosen, split)
 
         def training(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -121,7 +125,10 @@ def _labels(source: Source, labels: Sequence[str], positive: Sequence[str]) -> d
             raise ValueError(f"{source.name}: column {label!r} cannot be a label: {source.left_out[label]}")
         _known(source, label)
     names = [field.name for field in source.schema if _may_be_label(field.type)]
-    return choose_labels(source.name, source.found(labels or names), labels, positive)
+    found = found_in(source.batches, list(dict.fromkeys(labels)) or [name for name in names if name.lower() in LABELS])
+    if not labels and not any(column.is_label for column in found.values()):
+        found = found_in(source.batches, names)  # to name the candidates
+    return choose_labels(source.name, found, labels, positive)
 
 
 def _known(source: Source, name: str) -> pa.Field:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -14,6 +14,7 @@ LABELS = ("label", "click", "clicked", "is_click", "target")
 # Text that means 0 or 1, in small letters.
 TRUTH = {"0": 0, "1": 1, "false": 0, "true": 1, "f": 0, "t": 1, "no": 0, "yes": 1, "n": 0, "y": 1}
 SHOWN = 10
+MANY_VALUES = 1000  # a column with more is no label
 # Words of a column's name that tell what came of it: known only after the row was shown.
 OUTCOME = re.compile(
     r"label|target|outcome|response|respond(ed)?|click(s|ed)?|buy|bought|purchase[ds]?|ordered|conver(sion|ted|t)|cvr|ctr|"
@@ -30,6 +31,11 @@ class Found:
     values: frozenset[str]
     nulls: int
     more: bool = False
+
+    @property
+    def is_label(self) -> bool:
+        """Whether it holds 0 and 1, and one of them in every row."""
+        return self.truths == {0, 1} and not self.nulls
 
     @property
     def truths(self) -> set[int] | None:
@@ -61,6 +67,25 @@ def choose_labels(
     for label in chosen:
         _check(source, label, found[label], values[label])
     return values
+
+
+def found_in(batches: Callable[[Sequence[str]], Iterable[pa.RecordBatch]], columns: Sequence[str]) -> dict[str, Found]:
+    """What columns hold that may be labels, as far as MANY_VALUES values; `batches` gives rows of some columns."""
+    values: dict[str, set[str]] = {name: set() for name in columns}
+    nulls = dict.fromkeys(columns, 0)
+    left = set(columns)
+    for batch in batches(columns) if columns else ():
+        for name in list(left):
+            array = batch[name]
+            if pa.types.is_floating(array.type):
+                array = pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array)
+            nulls[name] += array.null_count
+            values[name].update(map(text_of, array.unique().drop_null().to_pylist()))
+            if len(values[name]) > MANY_VALUES:
+                left.remove(name)
+        if not left:
+            break
+    return {name: Found(frozenset(values[name]), nulls[name], name not in left) for name in columns}
 
 
 def as_labels(array: pa.Array, positive: Sequence[str] = ()) -> pa.Array:
@@ -148,7 +173,7 @@ def _number_text(text: str) -> str:
 
 def _recognised(source: str, found: Mapping[str, Found]) -> list[str]:
     """The columns that are named as labels are and hold what labels do."""
-    truths = [name for name, column in found.items() if column.truths == {0, 1} and not column.nulls]
+    truths = [name for name, column in found.items() if column.is_label]
     labels = [name for name in truths if name.lower() in LABELS]
     if not labels:
         candidates = f"these hold 0 and 1: {', '.join(truths)}" if truths else "no column holds 0 and 1 alone"

@@ -14,7 +14,7 @@ from pipeline.atomic import new_directory
 from pipeline.decode import Decoder
 from pipeline.files import ParquetFiles
 from pipeline.import_table import BATCH_ROWS, ParquetPart, import_table, propose_only
-from pipeline.labels import Found, as_labels, is_label, positive_of, text_of
+from pipeline.labels import as_labels, is_label, positive_of
 from pipeline.parquet_types import (
     as_readable,
     fits_int64,
@@ -25,11 +25,9 @@ from pipeline.parquet_types import (
     readable,
     value_type,
     without_dictionaries,
-    without_nan,
 )
 from pipeline.split import PARTS
 
-MANY_VALUES = 1000  # of a column that may be a label; with more it is none
 HIVE = re.compile(r"/([^/=]+)=[^/]*(?=/)")
 
 
@@ -85,22 +83,6 @@ class ParquetSource:
                 [as_readable(array, field.type) for array, field in zip(raw.columns, target, strict=True)],
                 schema=target,
             )
-
-    def found(self, columns: Sequence[str]) -> dict[str, Found]:
-        """What columns hold that may be labels; a column is read no farther than where it has MANY_VALUES values."""
-        values: dict[str, set[str]] = {name: set() for name in columns}
-        nulls = dict.fromkeys(columns, 0)
-
-        def look(name: str, array: pa.Array) -> bool:
-            array = as_readable(array, self.schema.field(name).type)
-            if pa.types.is_floating(array.type):
-                array = without_nan(array)
-            nulls[name] += array.null_count
-            values[name].update(map(text_of, array.unique().drop_null().to_pylist()))
-            return len(values[name]) <= MANY_VALUES
-
-        more = set(columns) - self._scan(columns, look)
-        return {name: Found(frozenset(values[name]), nulls[name], name in more) for name in columns}
 
     def _unified(self) -> pa.Schema:
         """One schema for all files; what they have in different widths is as wide as the widest."""
@@ -209,11 +191,10 @@ def import_parquet(
     """
     if not split and (positive or time is not None):
         raise ValueError("--no-split writes no rows: leave out --positive and --time, or --no-split")
-    source = ParquetSource(paths, as_they_lie=not split)
     if split:
-        import_table(source, out, labels=labels, positive=positive, time=time)
+        import_table(lambda _: ParquetSource(paths), out, labels=labels, positive=positive, time=time)
     else:
-        propose_only(source, out, labels=labels)
+        propose_only(ParquetSource(paths, as_they_lie=True), out, labels=labels)
 
 
 def import_parquet_like(paths: Sequence[str], out: str, like: str) -> None:

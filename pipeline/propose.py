@@ -193,6 +193,8 @@ class Proposer:
 
 def left_out(column: Column) -> str | None:
     """Why nothing can be learnt of a column."""
+    if column.is_list and not column.is_counted:
+        return f"lists of {column.type.value_type}; lists hold integers or text"
     if not column.known or (column.is_counted and _is_blank(column)):
         return "empty in every training row"
     if column.infinite:

@@ -205,6 +205,14 @@ def test_later_files_in_the_types_of_an_earlier_import(tmp_path: Path, capsys: p
     assert not (tmp_path / "bad").exists()
 
 
+def test_a_url_to_write_to_makes_no_folder_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "in/a.parquet", x=[1, 2] * 10, click=labels(20))
+    with pytest.raises(ValueError, match="s3://bucket/out is not on this machine; name a local directory, and copy it"):
+        import_parquet(["in"], "s3://bucket/out")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
 @pytest.mark.parametrize(
     ("columns", "options", "message"),
     [

@@ -15,6 +15,7 @@ from pipeline.csv_import import import_csv, import_like
 from pipeline.hash_check import SMALL, choose_hash, shared
 from pipeline.integer_meaning import meaning
 from pipeline.parquet_import import import_parquet
+from pipeline.propose import Proposer
 from pipeline.schema import Schema
 from pipeline.split import PARTS
 from pipeline.vocabulary import read_vocabulary
@@ -123,6 +124,15 @@ class Spilling:
 
     def counts(self, folder: Path, _: int) -> Any:
         return self._class(folder, 20_000)
+
+
+def test_lists_of_fractions_are_no_ids(tmp_path: Path) -> None:
+    batch = pa.record_batch({"x": [[0.5, 1.5], [2.0]] * 10, "y": [[1, 2], [3]] * 10})
+    proposer = Proposer()
+    for column in column_facts(lambda names: iter([batch.select(names)]), batch.schema, tmp_path).values():
+        proposer.add(column)
+    assert proposer.made.notes == ["left out x: lists of double; lists hold integers or text"]
+    assert proposer.made.lines[1].startswith("  y: {kind: id_list, range: 4")
 
 
 RANDOM = np.random.default_rng(0)
