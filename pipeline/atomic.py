@@ -13,10 +13,8 @@ def new_directory(path: str | Path) -> Iterator[Path]:
     """Yield an empty directory beside `path`, renamed to `path` when the block ends, removed when it raises.
 
     Raises:
-        ValueError: `path` is already there (it is never written into or over), cannot be made, or is a URL.
+        ValueError: `path` is already there (it is never written into or over), or cannot be made.
     """
-    if "://" in str(path):
-        raise ValueError(f"{path} is not on this machine; name a local directory, and copy it when it is whole")
     path = Path(path)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"{path} exists already and would be overwritten; remove it or name another directory")

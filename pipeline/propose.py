@@ -120,7 +120,13 @@ class Proposer:
         moments = column.moments
         keys: dict[str, object] = {"kind": "number"}
         seen = f"{moments.least:.4g} to {moments.most:.4g}"
-        if quantiles or not max(abs(moments.least), abs(moments.most)) < LARGEST:
+        is_huge = max(abs(moments.least), abs(moments.most)) >= LARGEST
+        if is_huge:
+            self.made.notes.append(
+                f"{column.name}: numbers from {seen}, which no mean can be taken of: proposed by its quantiles; if they "
+                "stand for unknown, make them empty"
+            )
+        if quantiles or is_huge:
             keys |= {"quantiles": QUANTILES, "dim": 8}
         else:
             if moments.least >= 0 and moments.most > moments.mean + 10 * moments.std:
