@@ -123,8 +123,8 @@ class Proposer:
         is_huge = max(abs(moments.least), abs(moments.most)) >= LARGEST
         if is_huge:
             self.made.notes.append(
-                f"{column.name}: numbers from {seen}, which no mean can be taken of: proposed by its quantiles; if they "
-                "stand for unknown, make them empty"
+                f"{column.name}: numbers from {seen}, which no mean can be taken of: proposed by its quantiles; if "
+                "they stand for unknown, make them empty"
             )
         if quantiles or is_huge:
             keys |= {"quantiles": QUANTILES, "dim": 8}
