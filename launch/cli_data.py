@@ -51,10 +51,22 @@ def add_data(commands: Commands) -> None:
     )
     csv.add_argument("file", help="CSV file with a header line, .gz too")
     csv.add_argument("--out", required=True, help="directory to write")
-    csv.add_argument("--label", type=columns, default=[], metavar="A,B", help="columns of 0 and 1 to predict")
-    csv.add_argument("--time", metavar="COLUMN", help="test on the newest rows by this column; default: at random")
+    _add_labels(csv)
     csv.add_argument("--like", metavar="DIR", help="no proposals: only Parquet, with the types of this earlier --out")
     csv.add_argument("--delimiter", help="default: the one of , ; tab | that the header has most of")
+    parquet = data.add(
+        "parquet",
+        _parquet,
+        "split Parquet files into training, validation and test, and propose a feature schema and a configuration",
+        "rankmixer data parquet 'logs/2024-06-*' --out data/logs --label bought --time when",
+    )
+    parquet.add_argument("files", nargs="+", help="Parquet files: paths, globs, directories or URLs")
+    parquet.add_argument("--out", required=True, help="directory to write")
+    _add_labels(parquet)
+    parquet.add_argument("--like", metavar="DIR", help="no proposals: new rows, with the types of this earlier --out")
+    parquet.add_argument(
+        "--no-split", action="store_true", help="only proposals: train on all rows of the files as they lie, copy none"
+    )
     profile = data.add(
         "profile",
         _profile,
@@ -64,7 +76,12 @@ def add_data(commands: Commands) -> None:
     profile.add_argument("files", nargs="+", help="Parquet files: paths, globs, directories or URLs")
     profile.add_argument("--config", required=True, help="configuration file; only its feature_schema matters")
     profile.add_argument(
-        "--against", nargs="+", default=[], metavar="FILES", help="other files, to show the drift to them"
+        "--against",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILES",
+        help="other files, to show the drift to them",
     )
     profile.add_argument("--out", help="JSON file to write; must not exist")
     add_json(profile)
@@ -89,6 +106,20 @@ def add_data(commands: Commands) -> None:
         "Print the JSON Schema of configuration files.",
         "rankmixer schema > rankmixer.schema.json",
     )
+
+
+def _add_labels(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--label", type=columns, action="extend", default=[], metavar="A,B", help="columns to predict; may be repeated"
+    )
+    parser.add_argument(
+        "--positive",
+        action="append",
+        default=[],
+        metavar="VALUE",
+        help="value of the label that counts as 1, if it is not 0 and 1; LABEL=VALUE of several; may be repeated",
+    )
+    parser.add_argument("--time", metavar="COLUMN", help="test on the newest rows by this column; default: at random")
 
 
 def _add_movielens(parser: argparse.ArgumentParser, *, zip_is_required: bool) -> None:
@@ -121,11 +152,30 @@ def _csv(arguments: argparse.Namespace) -> None:
 
     file, out, delimiter = arguments.file, arguments.out, arguments.delimiter
     if arguments.like is None:
-        import_csv(file, out, labels=arguments.label, time=arguments.time, delimiter=delimiter)
-    elif arguments.label or arguments.time:
-        raise ValueError("--like writes no labels and parts of its own; leave out --label and --time, or --like")
+        labels, positive = arguments.label, arguments.positive
+        import_csv(file, out, labels=labels, positive=positive, time=arguments.time, delimiter=delimiter)
+    elif arguments.label or arguments.positive or arguments.time:
+        raise ValueError(
+            "--like takes labels and parts as they were; leave out --label, --positive and --time, or --like"
+        )
     else:
         import_like(file, out, arguments.like, delimiter=delimiter)
+
+
+def _parquet(arguments: argparse.Namespace) -> None:
+    from pipeline.parquet_import import import_parquet, import_parquet_like
+
+    files, out, labels, positive, time = (
+        getattr(arguments, name) for name in ("files", "out", "label", "positive", "time")
+    )
+    if arguments.like is None:
+        import_parquet(files, out, labels=labels, positive=positive, time=time, split=not arguments.no_split)
+    elif labels or positive or time or arguments.no_split:
+        raise ValueError(
+            "--like takes labels and rows as they are: leave out --label, --positive, --time and --no-split, or --like"
+        )
+    else:
+        import_parquet_like(files, out, arguments.like)
 
 
 def _profile(arguments: argparse.Namespace) -> None:

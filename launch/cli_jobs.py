@@ -38,7 +38,12 @@ def add_jobs(commands: Commands) -> None:
     predict.add_argument("--data", required=True, help="Parquet files: path, glob, directory or URL")
     predict.add_argument("--out", required=True, help="directory to write; must not exist")
     predict.add_argument(
-        "--keys", type=columns, default=[], metavar="A,B", help="columns to copy to the output, separated by commas"
+        "--keys",
+        type=columns,
+        action="extend",
+        default=[],
+        metavar="A,B",
+        help="columns to copy to the output, separated by commas",
     )
     predict.add_argument(
         "--logits", action="store_true", help="write TASK_logit too, which keeps rows apart that are all but certain"

@@ -14,6 +14,7 @@ from pipeline.hashing import hash_integers, hash_strings
 
 MEMORY_BYTES = 1 << 26  # merging them takes about four times as much
 PARTS = 64
+_ORDER = [("count", "descending"), ("value", "ascending")]
 _BATCH = 1 << 12  # rows of each part that are Python objects at a time
 
 
@@ -57,13 +58,26 @@ class WordCounts:
                 self._spill()
 
     def ordered(self, min_count: int = 1) -> Iterator[tuple[int | str, int]]:
-        """Values and their counts, the most frequent first, equally frequent ones by value. To be called once."""
+        """Values and their counts, the most frequent first, equally frequent ones by value.
+
+        To be called once, or `heaviest`.
+        """
+        return heapq.merge(*map(_rows, self._parts(min_count)), key=lambda row: (-row[1], row[0]))
+
+    def heaviest(self, most: int) -> pa.Table:
+        """At most so many values and counts in the same order. To be called once, or `ordered`."""
+        tables: list[pa.Table] = []
+        for part in self._parts(1):
+            tables.append(part.slice(0, most) if isinstance(part, pa.Table) else part.read_all().slice(0, most))
+            if len(tables) > 1:
+                tables = [pa.concat_tables(tables).sort_by(_ORDER).slice(0, most)]
+        return tables[0] if tables else pa.table({"value": pa.array([], pa.int64()), "count": pa.array([], pa.int64())})
+
+    def _parts(self, min_count: int) -> list[pa.Table] | list[pa.ipc.RecordBatchStreamReader]:
         if not self._spilled:
-            parts = [self._sorted(self._held, min_count)] if self._held else []
-        else:
-            self._spill()
-            parts = [self._sorted_file(part, min_count) for part in sorted(self._spilled)]
-        return heapq.merge(*map(_rows, parts), key=lambda row: (-row[1], row[0]))
+            return [self._sorted(self._held, min_count)] if self._held else []
+        self._spill()
+        return [self._sorted_file(part, min_count) for part in sorted(self._spilled)]
 
     def _spill(self) -> None:
         """Append what is held to the files of its parts."""
@@ -95,7 +109,7 @@ class WordCounts:
         table = _merged(tables)
         self.distinct += len(table)
         table = table.filter(pc.greater_equal(table["count"], min_count))
-        return table.sort_by([("count", "descending"), ("value", "ascending")])
+        return table.sort_by(_ORDER)
 
 
 def summed(values: pa.Array, counts: np.ndarray) -> pa.Table:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from launch.config import load_config
-from pipeline import csv_file, csv_import
+from pipeline import csv_file, import_table
 from pipeline.csv_import import import_csv, import_like
 from pipeline.schema import Schema
 from pipeline.split import PARTS
@@ -56,11 +56,11 @@ def test_the_proposal_fits_the_file_and_is_a_whole_configuration(
         "when_hour": "time",
         "when_weekday": "time",
     }
-    assert {name: schema.tables[name].rows for name in ("user", "city", "tags")} == {"user": 8, "city": 16, "tags": 16}
+    assert {name: schema.tables[name].rows for name in ("user", "city", "tags")} == {"user": 8, "city": 4, "tags": 5}
     assert schema.tasks == ["click"]
     assert config.metrics.group == "user"
     assert config.data.batch_size == 32
-    assert "log.csv (400 rows). Check every line" in text
+    assert "log.csv (400 rows, 320 of which train;" in text
     printed = capsys.readouterr().out
     assert "320 rows train, 40 evaluate, 40 test, drawn at random (by time with --time 'stamp')" in printed
     assert f"rankmixer train --config {tmp_path}/out/run.yaml" in printed
@@ -70,32 +70,44 @@ def test_the_proposal_fits_the_file_and_is_a_whole_configuration(
     ("values", "expected", "line"),
     [
         (["1", "", "3"], ["1", "3", "None"], "x: {kind: id, range: 4, on_bad: reserve, dim: 8}  # 2 values, 1 to 3"),
-        (["-5", "3"], ["-5", "3"], "x: {kind: id, buckets: 16, dim: 8}  # 2 values, -5 to 3"),
+        (["-5", "3"], ["-5", "3"], 'x: {kind: id, vocabulary: "vocabulary/x.txt", dim: 8}  # 2 values, -5 to 3'),
         (
             ["1.5", "NA", "2.5"],
             ["1.5", "2.5", "None"],
-            "x: {kind: number, standardise: learn, default: 2.0}  # 1.5 to 2.5; 10 empty, which become the mean",
+            "x: {kind: number, standardise: learn, default: ",
         ),
-        (["7.5", "7.5"], ["7.5"], "# \"x\": '7.5' in every row"),
+        (["7.5", "7.5"], ["7.5"], "# \"x\": '7.5' in every training row"),
         (["7.5", ""], ["7.5", "None"], "x: {kind: number, default: 7.5}"),
-        (["01", "002"], ["002", "01"], "x: {kind: id, buckets: 16, dim: 8}  # 2 values, such as '002'"),
-        (["E10", "E5"], ["E10", "E5"], "x: {kind: id, buckets: 16, dim: 8}"),
-        (["NA", "one"], ["NA", "one"], "x: {kind: id, buckets: 16, dim: 8}"),
-        (["12345678901234567890", "1"], ["1", "12345678901234567890"], "x: {kind: id, buckets: 16, dim: 8}"),
-        (["a;b", "b", "a;b"], ["a;b", "b"], 'x: {kind: id_list, separator: ";", buckets: 16, dim: 8}'),
+        (
+            ["01", "002"],
+            ["002", "01"],
+            "x: {kind: id, vocabulary: \"vocabulary/x.txt\", dim: 8}  # 2 values, such as '002'",
+        ),
+        (["E10", "E5"], ["E10", "E5"], 'x: {kind: id, vocabulary: "vocabulary/x.txt", dim: 8}'),
+        (["NA", "one"], ["NA", "one"], 'x: {kind: id, vocabulary: "vocabulary/x.txt", dim: 8}'),
+        (
+            ["12345678901234567890", "1"],
+            ["1", "12345678901234567890"],
+            'x: {kind: id, vocabulary: "vocabulary/x.txt", dim: 8}',
+        ),
+        (
+            ["a;b", "b", "a;b"],
+            ["a;b", "b"],
+            'x: {kind: id_list, separator: ";", vocabulary: "vocabulary/x.txt", dim: 8}',
+        ),
         (["a; b", "b", "a; b; c", "c; b"], ["a; b", "a; b; c", "b", "c; b"], 'x: {kind: id_list, separator: "; "'),
         (
             ["A; b", "C; b", "D"],
             ["A; b", "C; b", "D"],
-            "x: {kind: id, buckets: 16, dim: 8}  # 3 values, such as 'A; b'",
+            "x: {kind: id, vocabulary: \"vocabulary/x.txt\", dim: 8}  # 3 values, such as 'A; b'",
         ),
-        (["", ""], ["None"], '# "x": empty in every row'),
+        (["", ""], ["None"], '# "x": empty in every training row'),
         ([" 1 ", "2"], ["1", "2"], "x: {kind: id, range: 3, on_bad: reserve, dim: 8}"),
         (["0.5"] * 199 + ["90000"], ["0.5", "90000.0"], "x: {kind: number, transform: log1p, standardise: learn}"),
         (
             ["2024-06-01", "NA"],
             ["2024-06-01", "None"],
-            "x_weekday: {column: x, kind: time, part: weekday, dim: 8}  # 2 times, such as '2024-06-01'",
+            "x_weekday: {column: x, kind: time, part: weekday, dim: 8}  # 2024-06-01 to 2024-06-01",
         ),
         (
             ["2024-06-01 13:59", "2024-06-02"],
@@ -107,9 +119,17 @@ def test_the_proposal_fits_the_file_and_is_a_whole_configuration(
             ["2024-06-01 11:59:00+00:00", "2024-06-02 00:00:00.500000+00:00"],
             "x_hour: {column: x, kind: time",
         ),
-        (["2024-06-31", "2024-06-01"], ["2024-06-01", "2024-06-31"], "x: {kind: id, buckets: 16, dim: 8}"),
-        (["0001-01-01", "2024-06-01"], ["0001-01-01", "2024-06-01"], "x: {kind: id, buckets: 16, dim: 8}"),
-        ([f"{n:x}-{n}" for n in range(40)], None, "x: {kind: id, buckets: 256, dim: 8}  # 40 values"),
+        (
+            ["2024-06-31", "2024-06-01"],
+            ["2024-06-01", "2024-06-31"],
+            'x: {kind: id, vocabulary: "vocabulary/x.txt", dim: 8}',
+        ),
+        (
+            ["0001-01-01", "2024-06-01"],
+            ["0001-01-01", "2024-06-01"],
+            'x: {kind: id, vocabulary: "vocabulary/x.txt", dim: 8}',
+        ),
+        ([f"{n:x}-{n}" for n in range(40)], None, 'x: {kind: id, vocabulary: "vocabulary/x.txt", dim: 8}  # 40 values'),
     ],
 )
 def test_kinds(tmp_path: Path, values: list[str], expected: list[str] | None, line: str) -> None:
@@ -120,12 +140,12 @@ def test_kinds(tmp_path: Path, values: list[str], expected: list[str] | None, li
 
 @pytest.mark.parametrize(
     ("name", "value", "unit"),
-    [("created_at", 1_700_000_000, "s"), ("ts", 1_700_000_000_000, "ms"), ("visits", 1_700_000_000, None)],
+    [("created_at", 1_700_000_000, "s"), ("ts", 1_700_000_000_000, "ms"), ("visitor", 1_700_000_000, None)],
 )
 def test_integers_that_count_the_time(tmp_path: Path, name: str, value: int, unit: str | None) -> None:
     _, schema = columns_of(tmp_path, [str(value), str(value + 7)], name)
     hour = f"{name}_hour: {{column: {name}, kind: time, part: hour, unit: {unit}, dim: 8}}"
-    assert schema.startswith(hour if unit else f"{name}: {{kind: id, buckets: 16")
+    assert schema.startswith(hour if unit else f"{name}: {{kind: id, vocabulary: ")
 
 
 def test_a_column_that_hardly_repeats_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,8 +205,11 @@ def test_what_a_label_may_read(tmp_path: Path, words: tuple[str, str]) -> None:
     ("labels", "message"),
     [
         ([], r"log.csv: which column is to be predicted\? Name it with --label; these hold 0 and 1: seen, new"),
-        (["rating"], r"column 'rating' holds numbers from 1 to 5; a label is 0 or 1.*: is the rating 4 or more\?"),
-        (["city"], "column 'city' holds values such as 'Oslo'; a label is 0 or 1, true or false, yes or no"),
+        (
+            ["rating"],
+            "column 'rating' holds '1' and '5'; a label is 0 or 1, .*: say which value counts as 1.*--positive 5",
+        ),
+        (["city"], "column 'city' holds 'Oslo' and 'Rome'; a label is 0 or 1, true or false, yes or no: say which"),
         (["click"], "column 'click' is empty in 10 rows; a label has a value in each; delete those rows"),
         (["one"], "column 'one' is 1 in every row; a label to learn has both 0 and 1"),
         (["clik"], "log.csv has no column 'clik'; it has rating, city, click, one, seen, new"),
@@ -259,7 +282,7 @@ def test_later_files_in_the_types_of_an_earlier_one(tmp_path: Path, capsys: pyte
 
 def test_types_hold_for_the_whole_file_and_blocks_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(csv_file, "BLOCK_BYTES", 64)
-    monkeypatch.setattr(csv_import, "ROW_GROUP_ROWS", 50)
+    monkeypatch.setattr(import_table, "ROW_GROUP_ROWS", 50)
     lines = [f'{i},"two\nlines",{i % 2}' for i in range(199)] + ["2.5,x,1"]
     rows, _ = imported(tmp_path, "x,text,click\n" + "\n".join(lines))
     assert sorted(row["x"] for row in rows) == sorted([*map(float, range(199)), 2.5])

@@ -13,6 +13,7 @@ from typing import get_args
 
 import numpy as np
 import pyarrow.csv as csv
+import pyarrow.parquet as pq
 import pytest
 
 from launch.cli import main
@@ -73,11 +74,16 @@ def own_csv(path: Path, rows: int, label: bool) -> None:
 def test_your_own_data_in_ten_minutes(tmp_path: Path) -> None:
     own_csv(tmp_path / "clicks.csv", 900, label=True)
     own_csv(tmp_path / "new.csv", 50, label=False)
+    for source, folder in (("clicks.csv", "logs"), ("new.csv", "new-logs")):
+        (tmp_path / folder).mkdir()
+        pq.write_table(csv.read_csv(tmp_path / source), tmp_path / folder / "day.parquet")
     printed = {command: run(command) for command in commands("own_data.md", "Import it")}
-    assert len(printed) == 10
-    (imported,) = (text for command, text in printed.items() if "--time when" in command)
-    assert "900 rows, 8 columns" in imported
-    assert "by time: from 2024-06-23" in imported
+    assert len(printed) == 12
+    imported = [text for command, text in printed.items() if "--time when" in command]
+    assert len(imported) == 2
+    for text in imported:
+        assert "900 rows, 8 columns" in text
+        assert "by time: from 2024-06-23" in text
     assert "bought: {}" in printed["cat data/clicks/schema.yaml"]
     (report,) = (text for command, text in printed.items() if "report" in command)
     assert float(re.findall(r'"test_auc": ([\d.]+)', report)[-1]) > 0.9  # the user decides
