@@ -174,6 +174,8 @@ class IdList(Ids):
     def _check_list(self) -> IdList:
         if self.keep is not None and self.truncate is None:
             raise ValueError(f"keep: {self.keep} belongs to truncate; give truncate, or remove keep")
+        if self.separator is not None and self.values == "integers":
+            raise ValueError("values: integers, but a separator splits text; remove one")
         return self
 
     @property

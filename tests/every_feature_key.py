@@ -44,10 +44,13 @@ for kind, ways in (("id", WAYS), ("id_list", LISTS)):
             "table": "other",
             "seed": "1" if is_hashed else no(feature, "seed", "1", "belongs to buckets and managed; remove it"),
             "on_bad": no(feature, "on_bad", "drop", f"no meaning with {way}; remove it") if is_hashed else "drop",
+            "values": refused(f"{F}={{{feature}}}", f"{F}.values=integers", words="values")
+            if is_hashed
+            else no(feature, "values", "integers", "belongs to buckets and managed; remove it"),
             "default": default,
             way: other,
         }
-        for rival in WAYS.keys() - {way}:
+        for rival in [name for name in WAYS if name != way]:
             value = "FOLDER/words.txt" if rival == "vocabulary" else "9"
             cases[rival] = no(feature, rival, value, f"exactly one of; {way}")
         if way == "range":  # it fails unless told otherwise
