@@ -11,8 +11,6 @@ from torch import nn
 from pipeline.column_profile import MAX_DISTINCT, ColumnProfile, suggest_buckets, suggest_dim
 
 MAX_RANGE = 1_000_000
-DECIMAL_COMMA = re.compile(r"-?[0-9]+(,[0-9]+)?")
-OTHER_DATE = re.compile(r"[0-9]{1,2}[./-][0-9]{1,2}[./-][0-9]{2,4}\b")
 # Columns that are likely to say whose row it is: AUC within each of them is what a ranking is for.
 GROUP = re.compile(r"(user|visitor|customer|client|member|session)([ _]?id)?", re.IGNORECASE)
 
@@ -116,19 +114,8 @@ def left_out(profile: ColumnProfile) -> str | None:
     if profile.constant is not None:
         return f"{_shorten(profile.constant)} in every row"
     is_quantity = profile.is_number and not profile.integers
-    if profile.hardly_repeats and not is_quantity and not profile.is_time and profile.separator is None:
+    if profile.hardly_repeats and not is_quantity and not profile.is_time and not profile.is_list:
         return f"nearly every row has a value of its own, such as {_shorten(min(profile.values))}"
-    return None
-
-
-def doubt(profile: ColumnProfile) -> str | None:
-    """What a column of text may be meant as, that is not understood."""
-    if profile.type != "string":
-        return None
-    if all(map(DECIMAL_COMMA.fullmatch, profile.values)) and any("," in value for value in profile.values):
-        return "numbers with a decimal comma? Write them with a point"
-    if profile.values and all(map(OTHER_DATE.match, profile.values)):
-        return "dates? Write them as 2024-06-01"
     return None
 
 
@@ -143,8 +130,7 @@ def _time_lines(profile: ColumnProfile, names: _Names) -> list[str]:
 
 
 def _number_line(profile: ColumnProfile, names: _Names) -> str:
-    mean = profile.total / profile.known
-    deviation = max(profile.squares / profile.known - mean**2, 0.0) ** 0.5
+    mean, deviation = profile.mean, profile.deviation
     missing = profile.nulls + profile.words
     keys: dict[str, object] = {"kind": "number"}
     if profile.least >= 0 and profile.most > mean + 10 * deviation:
@@ -159,15 +145,16 @@ def _number_line(profile: ColumnProfile, names: _Names) -> str:
 
 def _id_line(profile: ColumnProfile, names: _Names) -> str:
     distinct = len(profile.values)
-    if profile.separator is not None:
-        elements = profile.elements[profile.separator]
-        keys = {"kind": "id_list", "separator": profile.separator, **_hashed(len(elements))}
+    if profile.is_list:
+        elements = profile.list_elements
+        separator = {} if profile.separator is None else {"separator": profile.separator}
+        keys = {"kind": "id_list", **separator, **_hashed(len(elements))}
         seen = f"lists of {_count(len(elements))} values, such as {_shorten(min(elements, key=len))}"
-        hint = doubt(profile) or "if it is no list: kind: id without separator"
+        hint = profile.doubt or "if it is no list: kind: id without separator"
         return names.line(profile.name, profile.name, keys, f"{seen}; {hint}")
     if not profile.is_number:
         seen = f"{_count(distinct)} values, such as {_shorten(min(profile.values))}"
-        hint = f"; {doubt(profile)}" if doubt(profile) else ""
+        hint = f"; {profile.doubt}" if profile.doubt else ""
         return names.line(profile.name, profile.name, {"kind": "id", **_hashed(distinct)}, seen + hint)
     seen = f"{_count(distinct)} values, {profile.least:.0f} to {profile.most:.0f}"
     if profile.least >= 0 and profile.most < min(MAX_RANGE, 1000 + 16 * distinct):

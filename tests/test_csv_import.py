@@ -9,8 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from launch.config import load_config
-from pipeline import csv_file, csv_import
-from pipeline.csv_import import import_csv, import_like
+from pipeline import csv_rows, parquet_part
+from pipeline.csv_dialect import CsvOptions
+from pipeline.csv_import import import_csv
+from pipeline.csv_like import import_like
 from pipeline.schema import Schema
 from pipeline.split import PARTS
 
@@ -258,8 +260,8 @@ def test_later_files_in_the_types_of_an_earlier_one(tmp_path: Path, capsys: pyte
 
 
 def test_types_hold_for_the_whole_file_and_blocks_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(csv_file, "BLOCK_BYTES", 64)
-    monkeypatch.setattr(csv_import, "ROW_GROUP_ROWS", 50)
+    monkeypatch.setattr(csv_rows, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(parquet_part, "ROW_GROUP_ROWS", 50)
     lines = [f'{i},"two\nlines",{i % 2}' for i in range(199)] + ["2.5,x,1"]
     rows, _ = imported(tmp_path, "x,text,click\n" + "\n".join(lines))
     assert sorted(row["x"] for row in rows) == sorted([*map(float, range(199)), 2.5])
@@ -301,7 +303,7 @@ def test_other_delimiters_compression_and_byte_order_mark(tmp_path: Path) -> Non
 def test_a_bad_file_is_one_clear_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
 ) -> None:
-    monkeypatch.setattr(csv_file, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(csv_rows, "BLOCK_BYTES", 64)
     with pytest.raises(ValueError, match=message):
         imported(tmp_path, text)
     assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
