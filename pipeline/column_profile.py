@@ -22,9 +22,7 @@ CODE_NAME = re.compile(r"(^|[^a-z])(id|ids|code|key|no|number|zip)($|[^a-z])|Id$
 EPOCHS: dict[Literal["s", "ms", "us", "ns"], int] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 MAX_DISTINCT = 100_000  # values remembered per column; beyond, the count is a lower bound
 MANY = 200  # from so many rows on a column that hardly repeats a value is told apart
-DECIMAL_COMMA = re.compile(r"[+-]?[0-9.]*(,[0-9]+)?")
-OTHER_DATE = re.compile(r"[0-9]{1,2}[./-]([0-9]{1,2}|[A-Za-z]{3})[./-][0-9]{2,4}\b")
-_MICRO, _NANO = pa.timestamp("us"), pa.timestamp("ns")
+_MICRO = pa.timestamp("us")
 Kind = Literal["integer", "number", "date", "local", "zoned", "list", "text"]
 
 
@@ -74,8 +72,8 @@ class ColumnProfile:
         self.separated = dict.fromkeys(SEPARATORS, 0)  # values that hold the separator
         self.occurrences = dict.fromkeys(SEPARATORS, 0)  # elements when split at it
 
-    def _reading(self, type_: pa.DataType, *, is_epoch: bool = False) -> Reading:
-        return Reading(type_, is_epoch=is_epoch, **self._told)  # type: ignore[arg-type]
+    def _reading(self, type_: pa.DataType, *, unit: str | None = None, is_epoch: bool = False) -> Reading:
+        return Reading(type_, unit=unit, is_epoch=is_epoch, **self._told)  # type: ignore[arg-type]
 
     def update(self, chunk: pa.Array, where: Callable[[str], str] = lambda value: "a row") -> None:
         """Add a chunk of strings; null is null.
@@ -107,15 +105,14 @@ class ColumnProfile:
         if not len(values):
             return
         if kind == "number":
-            for unit in text.affixes(values) - self._units.keys():
-                self._units[unit] = next(value for value in values.to_pylist() if unit in value)
-            self._has_point |= _any(values, r"\.|[eE][+-]")
-            self._has_code |= _any(values, text.CODE)
+            self._look_at_units(values)
+            self._has_groups |= text.any_matches(values, text.GROUPED)
+            self._has_point |= text.any_matches(values, r"\.|[eE][+-]")
+            self._has_code |= text.any_matches(values, text.CODE)
             self._add_moments(read, counts)
         if kind == "integer":
-            self._has_groups |= _any(values, text.GROUPED)
-            self._has_phones |= _any(values, text.SIGNED_CODE)
-            self._is_dotted |= _any(values, r"\.")
+            self._has_phones |= text.any_matches(values, text.SIGNED_CODE)
+            self._is_dotted |= text.any_matches(values, r"\.")
             never = pc.is_in(read, pa.array(text.EPOCH_NEVER, pa.int64()))
             for value, count in zip(values.filter(never).to_pylist(), counts.filter(never).to_pylist(), strict=True):
                 self._never[value] += count
@@ -127,12 +124,20 @@ class ColumnProfile:
             self.least = min(self.least, bounds["min"].as_py())
             self.most = max(self.most, bounds["max"].as_py())
         if kind in ("local", "zoned"):
-            self._is_fine |= _any(values, text.FINE)
+            self._is_fine |= text.any_matches(values, text.FINE)
         if kind == "list":
             self._brackets.update(pc.unique(pc.utf8_slice_codeunits(values, 0, 1)).to_pylist())
             self._longest = max(self._longest, pc.max(pc.list_value_length(read)).as_py())
             if len(self._elements) < MAX_DISTINCT:
                 self._elements.update(pc.unique(read.flatten()).to_pylist())
+
+    def _look_at_units(self, values: pa.Array) -> None:
+        if "" in self._units and not text.any_matches(values, "[$€£¥₹%]"):
+            return
+        units = text.units(values)
+        for unit in pc.unique(units).to_pylist():
+            if unit not in self._units:
+                self._units[unit] = values[pc.index(units, unit).as_py()].as_py()
 
     def _add_moments(self, read: pa.Array, counts: pa.Array) -> None:
         """Mean and variance of parts joined as Chan, Golub and LeVeque do: no large squares that cancel."""
@@ -159,6 +164,16 @@ class ColumnProfile:
                 self.elements[separator].update(pc.split_pattern(values, separator).flatten().to_pylist())
 
     @property
+    def sign(self) -> tuple[str, str]:
+        """The sign of a currency, or %, that all numbers have, and an example."""
+        return next(iter(self._units.items()), ("", ""))
+
+    @property
+    def has_long_lists(self) -> bool:
+        """Whether a list in brackets has several elements: otherwise they are no lists."""
+        return self._longest > 1
+
+    @property
     def deviation(self) -> float:
         """The standard deviation of a column of numbers."""
         return math.sqrt(self._deviations / max(self._numbers, 1))
@@ -170,7 +185,7 @@ class ColumnProfile:
         found: Kind = next((kind for kind in times if self.fits[kind].fits), "text")
         if found != "text" and self._told["time_format"] is not None:
             return found
-        if (self.fits["integer"].fits or self.fits["number"].fits) and self._no_numbers() is None:
+        if (self.fits["integer"].fits or self.fits["number"].fits) and self.no_numbers() is None:
             if not self.fits["integer"].fits:
                 return "number"
             is_code = self.fits["integer"].missing_rows + self.nulls > 0 or CODE_NAME.search(self.name)
@@ -179,7 +194,7 @@ class ColumnProfile:
         is_list = self.fits["list"].fits and len(self._brackets) == 1 and self._longest > 1
         return "list" if found == "text" and is_list else found
 
-    def _no_numbers(self) -> str | None:
+    def no_numbers(self) -> str | None:
         """Why values that look like numbers may be something else."""
         if len(self._units) > 1:
             units = ", ".join(shorten(example) for example in self._units.values())
@@ -204,7 +219,8 @@ class ColumnProfile:
             return self._reading(pa.timestamp("ns", "UTC" if kind == "zoned" else None))
         if kind == "list":
             return self._reading(pa.list_(self._element_type))
-        return self._reading(self.fits[kind].reading.type, is_epoch=self.unit is not None)
+        unit = next(iter(self._units), "") if kind in ("integer", "number") else None
+        return self._reading(self.fits[kind].reading.type, unit=unit, is_epoch=self.unit is not None)
 
     @property
     def type(self) -> pa.DataType:
@@ -299,38 +315,6 @@ class ColumnProfile:
         recur = len(self.elements[likely]) * 2 <= self.occurrences[likely]
         is_prose = likely != "|" and len(self.elements[likely]) > len(self.values)
         return likely if self.kind == "text" and often and recur and not is_prose else None
-
-    @property
-    def doubt(self) -> str | None:
-        """What a column of text may be meant as, and what to do about it."""
-        if self.kind != "text" or not self.values:
-            return None
-        number, integer = self.fits["number"], self.fits["integer"]
-        if (number.fits or integer.fits) and (reason := self._no_numbers()) is not None:
-            return reason
-        if all(map(DECIMAL_COMMA.fullmatch, self.values)) and any("," in value for value in self.values):
-            return "numbers with a decimal comma? Say --decimal ,"
-        if all(map(OTHER_DATE.match, self.values)):
-            return "dates? Say how they are written, as in --time-format %d/%m/%Y"
-        names = {
-            "integer": "integers",
-            "number": "numbers",
-            "local": "times",
-            "zoned": "times",
-            "list": "lists in brackets",
-        }
-        for kind in ("integer", "number", "local", "zoned", "list"):
-            if self.fits[kind].nearly:
-                fit = (
-                    max((self.fits[kind], number), key=lambda fit: fit.known) if kind == "integer" else self.fits[kind]
-                )
-                found = names["number" if fit is number else kind]
-                return f"{found} but for {fit.in_the_way()}; mend these, or say with --missing that they are no values"
-        return None
-
-
-def _any(values: pa.Array, pattern: str) -> bool:
-    return bool(pc.any(text.matches(values, pattern), min_count=0).as_py())
 
 
 def suggest_buckets(distinct: int) -> int:

@@ -36,6 +36,7 @@ class Reading:
         missing: words for "no value" besides those that column_text.py knows.
         decimal: the decimal mark; None is a point.
         time_format: of strptime, for times that are not in ISO 8601.
+        unit: the sign of a currency, or %, that numbers have; "" for none, None for any.
         is_epoch: integers that count the time since 1970, of which some stand for "never".
 
     >>> price = Reading(pa.float64())
@@ -52,6 +53,7 @@ class Reading:
     missing: tuple[str, ...] = ()
     decimal: str | None = None
     time_format: str | None = None
+    unit: str | None = None
     is_epoch: bool = False
 
     def is_missing(self, values: pa.Array) -> pa.Array:
@@ -110,7 +112,7 @@ class Reading:
 
     def field(self, name: str) -> pa.Field:
         """The column of the Parquet file, with what `of` needs."""
-        told = {key: value for key, value in asdict(self).items() if key != "type" and value}
+        told = {key: value for key, value in asdict(self).items() if key != "type" and value not in (None, (), False)}
         return pa.field(name, self.type, metadata={KEY: json.dumps(told)})
 
     @classmethod
@@ -119,9 +121,18 @@ class Reading:
         told: dict[str, Any] = json.loads((field.metadata or {}).get(KEY, b"{}"))
         return cls(field.type, **{**told, "missing": tuple(told.get("missing", ()))})
 
-    def _integers(self, values: pa.Array) -> pa.Array:
+    def _plain(self, values: pa.Array) -> pa.Array:
+        """Numbers as Arrow reads them; null where the unit is another."""
         plain = text.plain_numbers(values, self.decimal or ".")
+        if self.unit is not None and text.any_matches(values, "[$€£¥₹%]" if self.unit == "" else "."):
+            plain = pc.if_else(pc.equal(text.units(values), self.unit), plain, None)
+        return plain
+
+    def _integers(self, values: pa.Array) -> pa.Array:
+        plain = self._plain(values)
         plain = pc.if_else(text.matches(plain, text.INTEGER), pc.replace_substring_regex(plain, r"\.0*$", ""), None)
+        if self.decimal is None and text.any_matches(values, ","):  # 1,200 may be 1200 or 1.2
+            plain = pc.if_else(text.matches(values, ","), None, plain)
         try:
             return pc.cast(plain, _INT64)
         except pa.ArrowInvalid:  # 19 digits that are too many
@@ -129,7 +140,7 @@ class Reading:
             return pa.array([n if n is not None and -(2**63) <= n < 2**63 else None for n in found], _INT64)
 
     def _floats(self, values: pa.Array) -> pa.Array:
-        plain = text.plain_numbers(values, self.decimal or ".")
+        plain = self._plain(values)
         return pc.cast(pc.if_else(text.matches(plain, text.NUMBER), plain, None), pa.float64())
 
     def _lists(self, values: pa.Array) -> pa.Array:

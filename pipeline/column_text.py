@@ -53,12 +53,13 @@ TIME = (
 ZONED = r"^[0-9/-]{10}[T ].*(Z|UTC|GMT|[+-][0-9]{2}(:?[0-9]{2})?)$"
 DATE = r"^[0-9]{4}[-/][0-9]{2}[-/][0-9]{2}$"
 FINE = r"[.,][0-9]{7,9}"
-# Dates that stand for "never" or "unknown" somewhere: zero, the first day of Java, SQL Server, Windows, Excel, the last day.
+# Dates that stand for "never" or "unknown": zero, where the calendars of databases and of Excel begin, the last day.
 NEVER = r"^(000[01]-[0-9]{2}-[0-9]{2}|1601-01-01|1753-01-01|1899-12-3[01]|1900-01-01|9999-[0-9]{2}-[0-9]{2})([T ].*)?$"
 EPOCH_NEVER = (-1, 0, 2**31 - 1, 2**63 - 1, -(2**63))
 LIST = r"(?s)^(\[.*\]|\(.*\)|\{.*\})$"
 _ELEMENT = re.compile(
-    r"""\s*(?:"(?P<double>(?:[^"\\]|\\.)*)"|'(?P<single>(?:[^'\\]|\\.)*)'|(?P<bare>[^\s,"'\[\](){}:][^,"'\[\](){}:]*?))\s*(?:,|$)""",
+    r"""\s*(?:"(?P<double>(?:[^"\\]|\\.)*)"|'(?P<single>(?:[^'\\]|\\.)*)'|"""
+    r"""(?P<bare>[^\s,"'\[\](){}:][^,"'\[\](){}:]*?))\s*(?:,|$)""",
     re.DOTALL,
 )
 _SPACED = re.compile(r"""\s*(?:"(?P<double>[^"]*)"|'(?P<single>[^']*)'|(?P<bare>[+-]?[0-9.][0-9.eE+-]*))(?=\s|$)""")
@@ -75,6 +76,11 @@ def matches(values: pa.Array, pattern: str) -> pa.Array:
     return pc.match_substring_regex(values, pattern)
 
 
+def any_matches(values: pa.Array, pattern: str) -> bool:
+    """Whether a value matches."""
+    return bool(pc.any(matches(values, pattern), min_count=0).as_py())
+
+
 def is_missing(values: pa.Array) -> pa.Array:
     """Which values are words for "no value", in a column where others are numbers, times or lists."""
     return pc.is_in(pc.utf8_lower(values), pa.array(MISSING))
@@ -88,7 +94,7 @@ def plain_numbers(values: pa.Array, decimal: str = ".") -> pa.Array:
     >>> plain_numbers(pa.array(["1.200,50", "7 %", "12,5"]), ",").to_pylist()
     ['1200.50', '7', '12.5']
     """
-    if not pc.any(matches(values, r"[^0-9.eE-]"), min_count=0).as_py():
+    if not any_matches(values, r"[^0-9.eE-]"):
         return values
     values = pc.replace_substring_regex(values, AFFIX, r"\1\2\3")
     if decimal == ",":
@@ -102,13 +108,10 @@ def plain_numbers(values: pa.Array, decimal: str = ".") -> pa.Array:
     return pc.replace_substring_regex(values, r"^\+", "")
 
 
-def affixes(values: pa.Array) -> set[str]:
-    """The signs of currencies, and %, beside the numbers; "" where a value has none."""
-    if not pc.any(matches(values, "[$€£¥₹%]"), min_count=0).as_py():
-        return {""}
+def units(values: pa.Array) -> pa.Array:
+    """The sign of a currency, or %, beside each number; "" where a value has none."""
     found = pc.extract_regex(values, r"^[+-]?(?P<before>[$€£¥₹]?)[^$€£¥₹%]*(?P<after>[%$€£¥₹]?)$")
-    joined = pc.binary_join_element_wise(found.field("before"), found.field("after"), "")
-    return {affix for affix in pc.unique(joined).to_pylist() if affix is not None}
+    return pc.binary_join_element_wise(found.field("before"), found.field("after"), "").fill_null("")
 
 
 def plain_times(values: pa.Array) -> tuple[pa.Array, pa.Array]:
@@ -134,7 +137,7 @@ def plain_times(values: pa.Array) -> tuple[pa.Array, pa.Array]:
 
 
 def read_times(values: pa.Array, type_: pa.DataType) -> pa.Array:
-    """Times as timestamps or dates; null where a value is no time that there is, or has a zone where others have none."""
+    """Times as timestamps or dates; null where a value is no time that there is, or has a zone and should not."""
     times, zones = plain_times(values)
     is_zoned = pa.types.is_timestamp(type_) and type_.tz is not None
     text = pc.binary_join_element_wise(times, zones, "")

@@ -104,8 +104,8 @@ class CsvFiles:
         if sorted(header) == sorted(self.names):
             return [header.index(name) for name in self.names]
         raise ValueError(
-            f"{file} has other columns than {self.files[0].name}: {differences(header, self.names)}; import them apart, "
-            "or rename"
+            f"{file} has other columns than {self.files[0].name}: {differences(header, self.names)}; import them "
+            "apart, or rename"
         )
 
     def _is_header(self, file: str, row: list[str]) -> bool:
@@ -124,8 +124,8 @@ class CsvFiles:
             )
         if self.options.names:
             raise ValueError(
-                f"{file}: do --names replace the first line ({', '.join(values)[:60]}), or is it a row? Say --header "
-                "yes or --header no"
+                f"{file}: do --names replace the first line ({', '.join(values)[:60]}), or is it a row? Say "
+                "--header yes or --header no"
             )
         return True
 
@@ -133,7 +133,8 @@ class CsvFiles:
         given = self.options.names
         if given and len(given) != len(row):
             raise ValueError(
-                f"{file}: --names has {len(given)} names, line 1 has {len(row)} values; is {self._delimiter!r} the delimiter?"
+                f"{file}: --names has {len(given)} names, line 1 has {len(row)} values; is {self._delimiter!r} the "
+                "delimiter?"
             )
         names = _with_names(given or row if self.has_header or given else [""] * len(row))
         for index, name in enumerate(names):
@@ -143,8 +144,8 @@ class CsvFiles:
             if name in names[:index]:
                 first = names.index(name) + 1
                 raise ValueError(
-                    f"{file}: columns {first} and {index + 1} are both named {name!r}; rename or delete one, or name all "
-                    "with --names and --header yes"
+                    f"{file}: columns {first} and {index + 1} are both named {name!r}; rename or delete one, or name "
+                    "all with --names and --header yes"
                 )
         return names
 

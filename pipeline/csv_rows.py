@@ -47,11 +47,12 @@ class CsvRows:
 
     def header(self) -> list[str]:
         """The values of the first line that is not blank; none if there is no such line."""
-        for row in self._guarded():
-            if not is_blank(row):
-                self._before, self._header = self._reader.line_num, row
-                return [value.strip() for value in row]
-        return []
+        try:
+            row = next((row for row in self._reader if not is_blank(row)), [])
+        except csv.Error as error:
+            self._refuse(str(error))
+        self._before, self._header = self._reader.line_num, row
+        return [value.strip() for value in row]
 
     def take(self) -> tuple[list[int], list[list[str]]] | None:
         """Lines and values of the next rows, perhaps of none; None at the end.
@@ -62,9 +63,17 @@ class CsvRows:
         """
         lines: list[int] = []
         rows: list[list[str]] = []
+        try:
+            is_end = not self._take(lines, rows)
+        except csv.Error as error:
+            self._refuse(str(error))
+        return None if is_end else (lines, rows)
+
+    def _take(self, lines: list[int], rows: list[list[str]]) -> bool:
+        """Append the next lines and rows; False at the end."""
         size, reader, width = 0, self._reader, self._width
         is_end = True
-        for row in islice(self._guarded(), BLOCK_ROWS):
+        for row in islice(reader, BLOCK_ROWS):
             is_end = False
             first, last = self._before + 1, reader.line_num
             self._before = last
@@ -86,7 +95,7 @@ class CsvRows:
             size += len(self._line)
             if size > BLOCK_BYTES:
                 break
-        return None if is_end else (lines, rows)
+        return not is_end
 
     def refuse_width(self, line: int, row: Sequence[str]) -> NoReturn:
         """Raise the error of a row that has another number of values than there are names."""
@@ -113,12 +122,6 @@ class CsvRows:
             else:
                 yield self._line
 
-    def _guarded(self) -> Iterator[list[str]]:
-        try:
-            yield from self._reader
-        except csv.Error as error:
-            self._refuse(str(error))
-
     def _refuse(self, error: str) -> NoReturn:
         first, last = self._before + 1, self._reader.line_num
         if "expected after" in error:
@@ -128,10 +131,10 @@ class CsvRows:
         else:
             what = f"is not closed when the file ends on line {last}"
         found = f": {self._line.strip()[:60]!r}" if self._line else ""
-        escaped = "; or say --escape '\\'" if '\\"' in self._line else ""
+        escaped = ", or --escape '\\' if that stands before it" if '\\"' in self._line else ""
         raise ValueError(
-            f"{self._name}: line {first}: a value that begins with a quotation mark {what}{found}; write the mark twice "
-            f"within a value, or say --quote none if it is a character like others{escaped}"
+            f"{self._name}: line {first}: a value that begins with a quotation mark {what}{found}; write the mark "
+            f"twice within a value, or say --quote none if it is a character like others{escaped}"
         ) from None
 
     def _check_lines(self, line: int, row: Sequence[str]) -> None:
@@ -173,6 +176,6 @@ def check_text(file: str, line: int, value: str, where: str = "") -> None:
     if wrong is not None:
         shown = value.encode("utf-8", "surrogateescape").decode("latin-1")
         raise ValueError(
-            f"{file}: line {line}{where}: byte 0x{ord(wrong) - 0xDC00:02x} is not UTF-8; save the file as UTF-8, or say "
-            f"what it is: with --encoding latin-1 this is {shown[:40]!r}"
+            f"{file}: line {line}{where}: byte 0x{ord(wrong) - 0xDC00:02x} is not UTF-8; save the file as UTF-8, or "
+            f"say what it is: with --encoding latin-1 this is {shown[:40]!r}"
         )

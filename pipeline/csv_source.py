@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 
+from pipeline.column_doubt import remark
 from pipeline.column_fit import shorten
 from pipeline.column_profile import ColumnProfile
 from pipeline.csv_dialect import CsvOptions
@@ -56,7 +58,7 @@ class CsvSource:
         with pa.ipc.new_stream(self._strings, text, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
             for block in table.blocks():
                 for profile, chunk in zip(self.profiles.values(), block.batch.columns, strict=True):
-                    profile.update(chunk, lambda value, chunk=chunk, block=block: _where(block, chunk, value))  # type: ignore[misc]
+                    profile.update(chunk, partial(_where, block, chunk))
                 writer.write_batch(block.batch)
         self.rows = table.rows
         self._check_header()
@@ -83,15 +85,8 @@ class CsvSource:
             (name, type_name(profile.type), f"{profile.nulls - profile.text_missing.total():,}", _words(profile))
             for name, profile in self.profiles.items()
         ]
-        return [*table(rows), *self._table.notes, *self._doubts()]
-
-    def _doubts(self) -> Iterator[str]:
-        for name, profile in self.profiles.items():
-            if (doubt := profile.doubt) is not None:
-                yield f"kept as text {name}: {doubt}"
-            elif profile.kind == "text" and profile.null_words and len(profile.values) > 1:
-                words = ", ".join(f"{shorten(word)} in {count:,}" for word, count in profile.null_words.most_common(3))
-                yield f"kept as values of {name}: {words}; say --missing WORD if it means none"
+        remarks = [said for profile in self.profiles.values() if (said := remark(profile)) is not None]
+        return [*table(rows), *self._table.notes, *remarks]
 
     def _check_header(self) -> None:
         """Refuse names that are values of their own columns: then the first line is a row."""
@@ -101,8 +96,8 @@ class CsvSource:
         for name, profile in self.profiles.items():
             if name in profile.values:
                 raise ValueError(
-                    f"{self.name}: {name!r} stands in the first line and in rows of the same column; is the first line a "
-                    "row? Then name the columns with --names A,B,...; else say --header yes"
+                    f"{self.name}: {name!r} stands in the first line and in rows of the same column; is the first line "
+                    "a row? Then name the columns with --names A,B,...; else say --header yes"
                 )
 
 

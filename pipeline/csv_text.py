@@ -185,8 +185,8 @@ def _encoding(name: str, head: bytes) -> str:
     if b"\0" in head[:256]:
         likely = {0: "utf-16-be", 1: "utf-16-le"}[head.index(b"\0") % 2]
         raise ValueError(
-            f"{name}: holds NUL bytes; if it is UTF-16 without a mark, say --encoding {likely}; otherwise it is damaged "
-            "or no text"
+            f"{name}: holds NUL bytes; if it is UTF-16 without a mark, say --encoding {likely}; otherwise it is "
+            "damaged or no text"
         )
     if head.lstrip()[:2] in (b'{"', b"[{"):
         raise ValueError(f"{name}: looks like JSON; expected a CSV file; convert it")

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 from torch import nn
 
+from pipeline.column_doubt import doubt
 from pipeline.column_profile import MAX_DISTINCT, ColumnProfile, suggest_buckets, suggest_dim
 
 MAX_RANGE = 1_000_000
@@ -150,11 +151,11 @@ def _id_line(profile: ColumnProfile, names: _Names) -> str:
         separator = {} if profile.separator is None else {"separator": profile.separator}
         keys = {"kind": "id_list", **separator, **_hashed(len(elements))}
         seen = f"lists of {_count(len(elements))} values, such as {_shorten(min(elements, key=len))}"
-        hint = profile.doubt or "if it is no list: kind: id without separator"
+        hint = doubt(profile) or "if it is no list: kind: id without separator"
         return names.line(profile.name, profile.name, keys, f"{seen}; {hint}")
     if not profile.is_number:
         seen = f"{_count(distinct)} values, such as {_shorten(min(profile.values))}"
-        hint = f"; {profile.doubt}" if profile.doubt else ""
+        hint = f"; {doubt(profile)}" if doubt(profile) else ""
         return names.line(profile.name, profile.name, {"kind": "id", **_hashed(distinct)}, seen + hint)
     seen = f"{_count(distinct)} values, {profile.least:.0f} to {profile.most:.0f}"
     if profile.least >= 0 and profile.most < min(MAX_RANGE, 1000 + 16 * distinct):
