@@ -27,14 +27,19 @@ class Fit:
         self.missing: Counter[str] = Counter()
         self.missing_rows = 0
 
-    def add(self, values: pa.Array, counts: pa.Array, where: Callable[[str], str]) -> tuple[pa.Array, pa.Array]:
-        """Count different values; what is read of them, and which of them that is.
+    def add(
+        self,
+        values: pa.Array,
+        counts: pa.Array,
+        missing: pa.Array,
+        read: pa.Array,
+        where: Callable[[str], str],
+    ) -> pa.Array:
+        """Count different values, of which `reading.parse` has made `missing` and `read`; which of them are known.
 
         Args:
             where: says where a value stands first.
         """
-        missing = self.reading.is_missing(values)
-        read = self.reading.convert(values)
         known = pc.and_(pc.invert(missing), pc.is_valid(read))
         self.known += pc.sum(counts.filter(known)).as_py() or 0
         self.missing_rows += pc.sum(counts.filter(missing)).as_py() or 0
@@ -46,7 +51,7 @@ class Fit:
             _count(self.odd, odd, counts.filter(is_odd))
             if self.first is None:
                 self.first = (odd[0].as_py(), where(odd[0].as_py()))
-        return read, known
+        return known
 
     @property
     def given_up(self) -> bool:

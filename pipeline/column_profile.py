@@ -85,7 +85,7 @@ class ColumnProfile:
         self.nulls += chunk.null_count
         counted = pc.value_counts(chunk.drop_null())
         values, counts = counted.field("values"), counted.field("counts")
-        null = self._text.is_missing(values)
+        null, _ = self._text.parse(values)
         for value, count in zip(values.filter(null).to_pylist(), counts.filter(null).to_pylist(), strict=True):
             self.text_missing[value] += count
             self.nulls += count
@@ -94,21 +94,29 @@ class ColumnProfile:
         for value, count in zip(values.filter(word).to_pylist(), counts.filter(word).to_pylist(), strict=True):
             self.null_words[value] += count
         self._update_text(values, counts)
+        integers = None
         for kind, fit in self.fits.items():
-            if not fit.given_up:
-                read, known = fit.add(values, counts, where)
-                self._look(kind, values, counts, read, known)
+            if fit.given_up:
+                continue
+            if kind == "number" and integers is not None:
+                missing, read = integers
+            else:
+                missing, read = fit.reading.parse(values, word)
+            if kind == "integer" and pc.all(pc.or_(missing, pc.is_valid(read)), min_count=0).as_py():
+                integers = missing, _as_numbers(read)  # need not be read twice
+            known = fit.add(values, counts, missing, read, where)
+            self._look(kind, values.filter(known), counts.filter(known), read.filter(known))
 
-    def _look(self, kind: Kind, values: pa.Array, counts: pa.Array, read: pa.Array, known: pa.Array) -> None:
+    def _look(self, kind: Kind, values: pa.Array, counts: pa.Array, read: pa.Array) -> None:
         """Remember what else decides how values that fit `kind` are read."""
-        values, read, counts = values.filter(known), read.filter(known), counts.filter(known)
         if not len(values):
             return
         if kind == "number":
-            self._look_at_units(values)
-            self._has_groups |= text.any_matches(values, text.GROUPED)
-            self._has_point |= text.any_matches(values, r"\.|[eE][+-]")
-            self._has_code |= text.any_matches(values, text.CODE)
+            if "" not in self._units or text.any_matches(values, "[^0-9-]"):
+                self._look_at_units(values)
+                self._has_groups |= text.any_matches(values, text.GROUPED)
+                self._has_point |= text.any_matches(values, r"\.|[eE][+-]")
+                self._has_code |= not self._has_point and text.any_matches(values, text.CODE)
             self._add_moments(read, counts)
         if kind == "integer":
             self._has_phones |= text.any_matches(values, text.SIGNED_CODE)
@@ -315,6 +323,12 @@ class ColumnProfile:
         recur = len(self.elements[likely]) * 2 <= self.occurrences[likely]
         is_prose = likely != "|" and len(self.elements[likely]) > len(self.values)
         return likely if self.kind == "text" and often and recur and not is_prose else None
+
+
+def _as_numbers(integers: pa.Array) -> pa.Array:
+    """Integers as doubles, null where a double has not digits enough."""
+    exact = pc.and_(pc.less(integers, 10**15), pc.greater(integers, -(10**15)))
+    return pc.cast(pc.if_else(exact, integers, None), pa.float64())
 
 
 def suggest_buckets(distinct: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -56,20 +57,26 @@ class Reading:
     unit: str | None = None
     is_epoch: bool = False
 
-    def is_missing(self, values: pa.Array) -> pa.Array:
-        """Which of the values stand for "no value"; pa.bool_() without nulls, for values without nulls."""
+    def parse(self, values: pa.Array, words: pa.Array | None = None) -> tuple[pa.Array, pa.Array]:
+        """Which values stand for "no value", and all of them in the type, null where they cannot be read.
+
+        Args:
+            values: (N,) strings, none null.
+            words: (N,) which of them are words for it in numbers, times and lists, if that is known.
+        """
         found = pc.is_in(values, pa.array([text.NULL, *self.missing]))
         if pa.types.is_string(self.type):
-            return found
-        found = pc.or_(found, text.is_missing(values))
+            return found, values
+        found = pc.or_(found, text.is_missing(values) if words is None else words)
+        converted = self.convert(values)
         if pa.types.is_floating(self.type):
-            large = pc.greater_equal(pc.abs(self._floats(values)), text.UNKNOWN).fill_null(False)
+            large = pc.greater_equal(pc.abs(converted), text.UNKNOWN).fill_null(False)
             found = pc.or_(found, pc.or_(text.matches(values, text.INFINITE), large))
         elif pa.types.is_temporal(self.type):
             found = pc.or_(found, text.matches(values, text.NEVER))
         elif self.is_epoch:
-            found = pc.or_(found, pc.is_in(self.convert(values), pa.array(text.EPOCH_NEVER, _INT64)))
-        return found
+            found = pc.or_(found, pc.is_in(converted, pa.array(text.EPOCH_NEVER, _INT64)))
+        return found, converted
 
     def convert(self, values: pa.Array) -> pa.Array:
         """Values in the type; null where a value cannot be read."""
@@ -99,8 +106,7 @@ class Reading:
         """
         coded = chunk.dictionary_encode()
         values = coded.dictionary
-        missing = self.is_missing(values)
-        converted = self.convert(values)
+        missing, converted = self.parse(values)
         wrong = pc.and_(pc.invert(missing), pc.is_null(converted))
         if pc.any(wrong, min_count=0).as_py():
             row = int(np.flatnonzero(wrong.take(coded.indices).fill_null(False).to_numpy(zero_copy_only=False))[0])
@@ -157,5 +163,5 @@ class Reading:
         return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat, type=self.type, mask=mask)
 
     @staticmethod
-    def _bracketed(values: pa.Array) -> zip:  # type: ignore[type-arg]
+    def _bracketed(values: pa.Array) -> Iterator[tuple[str, bool]]:
         return zip(values.to_pylist(), text.matches(values, text.LIST).to_pylist(), strict=True)

@@ -48,7 +48,7 @@ class CsvRows:
     def header(self) -> list[str]:
         """The values of the first line that is not blank; none if there is no such line."""
         try:
-            row = next((row for row in self._reader if not is_blank(row)), [])
+            row: list[str] = next((row for row in self._reader if not is_blank(row)), [])
         except csv.Error as error:
             self._refuse(str(error))
         self._before, self._header = self._reader.line_num, row
