@@ -114,6 +114,8 @@ def left_out(profile: ColumnProfile) -> str | None:
         return "empty in every row"
     if profile.constant is not None:
         return f"{_shorten(profile.constant)} in every row"
+    if profile.kind == "list" and profile.type.value_type == "double":
+        return "lists of numbers with fractions, which no feature reads"
     is_quantity = profile.is_number and not profile.integers
     if profile.hardly_repeats and not is_quantity and not profile.is_time and not profile.is_list:
         return f"nearly every row has a value of its own, such as {_shorten(min(profile.values))}"
