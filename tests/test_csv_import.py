@@ -317,6 +317,6 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
     (tmp_path / "latin.csv").write_bytes("name,click\nCafé,1\n".encode("latin-1"))
     with pytest.raises(
         ValueError,
-        match=r"latin.csv: line 2, column 'name': byte 0xe9 is not UTF-8; save .* with --encoding latin-1 this is 'Café'",
+        match=r"latin.csv: line 2, column .name.: byte 0xe9 is not UTF-8; .* with --encoding latin-1 this is 'Café'",
     ):
         import_csv(str(tmp_path / "latin.csv"), str(tmp_path / "out"))
