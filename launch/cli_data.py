@@ -49,11 +49,11 @@ def add_data(commands: Commands) -> None:
         "turn a CSV file into Parquet, and propose a feature schema and a configuration",
         "rankmixer data csv clicks.csv --out data/clicks --label bought --time when",
     )
-    csv.add_argument("file", help="CSV file with a header line, .gz too")
+    csv.add_argument("files", nargs="+", metavar="FILE", help="CSV files: paths, globs, directories or URLs; one table")
     csv.add_argument("--out", required=True, help="directory to write")
     _add_labels(csv)
     csv.add_argument("--like", metavar="DIR", help="no proposals: only Parquet, with the types of this earlier --out")
-    csv.add_argument("--delimiter", help="default: the one of , ; tab | that the header has most of")
+    _add_csv_options(csv)
     parquet = data.add(
         "parquet",
         _parquet,
@@ -108,6 +108,21 @@ def add_data(commands: Commands) -> None:
     )
 
 
+def _add_csv_options(parser: argparse.ArgumentParser) -> None:
+    how = parser.add_argument_group("how the files are written, where it cannot be found out")
+    how.add_argument("--delimiter", help="a character, tab or space; default: , ; tab or | , as the first rows have it")
+    how.add_argument("--quote", metavar="CHARACTER", help='around values; none if no character is; default: "')
+    how.add_argument("--escape", metavar="CHARACTER", help="before a quote in a value, besides doubling it, such as \\")
+    how.add_argument("--encoding", help="such as latin-1 or utf-16-le; default: UTF-8, or as the byte order mark says")
+    how.add_argument("--header", choices=("auto", "yes", "no"), default="auto", help="whether the first line has names")
+    how.add_argument("--names", type=columns, default=[], metavar="A,B", help="of the columns")
+    how.add_argument(
+        "--missing", type=columns, default=[], metavar="A,B", help="words that mean no value, in any column"
+    )
+    how.add_argument("--decimal", choices=(".", ","), help="the decimal mark; default: a point")
+    how.add_argument("--time-format", metavar="FORMAT", help="of dates not written as 2024-06-01, such as %%d/%%m/%%Y")
+
+
 def _add_labels(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--label", type=columns, action="extend", default=[], metavar="A,B", help="columns to predict; may be repeated"
@@ -148,18 +163,31 @@ def _synthetic(arguments: argparse.Namespace) -> None:
 
 
 def _csv(arguments: argparse.Namespace) -> None:
-    from pipeline.csv_import import import_csv, import_like
+    from pipeline.csv_dialect import CsvOptions
+    from pipeline.csv_import import import_csv
+    from pipeline.csv_like import import_like
 
-    file, out, delimiter = arguments.file, arguments.out, arguments.delimiter
+    files, out = arguments.files, arguments.out
+    options = CsvOptions(
+        delimiter=arguments.delimiter,
+        quote=arguments.quote,
+        escape=arguments.escape,
+        encoding=arguments.encoding,
+        header=arguments.header,
+        names=tuple(arguments.names),
+        missing=tuple(arguments.missing),
+        decimal=arguments.decimal,
+        time_format=arguments.time_format,
+    )
     if arguments.like is None:
         labels, positive = arguments.label, arguments.positive
-        import_csv(file, out, labels=labels, positive=positive, time=arguments.time, delimiter=delimiter)
+        import_csv(files, out, labels=labels, positive=positive, time=arguments.time, options=options)
     elif arguments.label or arguments.positive or arguments.time:
         raise ValueError(
             "--like takes labels and parts as they were; leave out --label, --positive and --time, or --like"
         )
     else:
-        import_like(file, out, arguments.like, delimiter=delimiter)
+        import_like(files, out, arguments.like, options=options)
 
 
 def _parquet(arguments: argparse.Namespace) -> None:

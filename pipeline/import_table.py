@@ -21,10 +21,10 @@ from pipeline.atomic import new_directory
 from pipeline.column_facts import Batches, Column, Unit, column_facts
 from pipeline.labels import LABELS, as_labels, choose_labels, found_in, label_field
 from pipeline.leaks import tell_the_label
+from pipeline.parquet_part import ParquetPart
 from pipeline.proposed_files import config_text, write_proposal
 from pipeline.split import PARTS, RandomSplit, TimeSplit
 
-ROW_GROUP_ROWS = 131_072
 BATCH_ROWS = 1 << 16
 
 
@@ -140,32 +140,6 @@ def _known(source: Source, name: str) -> pa.Field:
 def _may_be_label(type_: pa.DataType) -> bool:
     is_number = pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_decimal(type_)
     return is_number or pa.types.is_boolean(type_) or pa.types.is_string(type_) or pa.types.is_large_string(type_)
-
-
-class ParquetPart:
-    """A Parquet file in a folder of its own, written when a row group is full."""
-
-    def __init__(self, folder: Path, schema: pa.Schema) -> None:
-        folder.mkdir(exist_ok=True)
-        self._writer = pq.ParquetWriter(folder / "part-00000.parquet", schema, write_page_checksum=True)
-        self._batches: list[pa.RecordBatch] = []
-        self.rows = 0
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        self._batches.append(batch)
-        self.rows += len(batch)
-        if sum(map(len, self._batches)) >= ROW_GROUP_ROWS:
-            self._flush()
-
-    def close(self) -> None:
-        self._flush()
-        self._writer.close()
-
-    def _flush(self) -> None:
-        table = pa.Table.from_batches(self._batches, self._writer.schema)
-        if len(table):
-            self._writer.write_table(table, row_group_size=len(table))
-        self._batches = []
 
 
 def _write_parts(

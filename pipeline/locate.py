@@ -17,7 +17,7 @@ from pipeline.watch import Watch
 
 def find(path: str, filesystem: Any, watch: Watch) -> dict[str, pafs.FileSystem | None]:
     """The files that `path` stands for -> their filesystem, None for local ones (pyarrow opens those fastest)."""
-    fs, inner = _resolve(path, filesystem)
+    fs, inner = resolve(path, filesystem)
     with watch.reading(path):
         try:
             names = _names(path, fs, inner)
@@ -38,7 +38,7 @@ def urls(paths: str | Sequence[str], watch: Watch) -> list[str]:
     """The files that paths stand for, sorted, each as a path or URL that can be opened by itself."""
     found: set[str] = set()
     for path in [paths] if isinstance(paths, str) else paths:
-        fs, inner = _resolve(path, None)
+        fs, inner = resolve(path, None)
         with watch.reading(path):
             names = _names(path, fs, inner)
         found.update(names if isinstance(fs, LocalFileSystem) else map(fs.unstrip_protocol, names))
@@ -66,7 +66,8 @@ def _hidden(path: str) -> bool:
     return any(part.startswith(("_", ".")) for part in path.split("/"))
 
 
-def _resolve(path: str, filesystem: Any) -> tuple[fsspec.AbstractFileSystem, str]:
+def resolve(path: str, filesystem: Any) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a path or URL, and the path there."""
     if isinstance(filesystem, pafs.FileSystem):
         return ArrowFSWrapper(filesystem), path
     if filesystem is not None:

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 from pipeline.atomic import new_directory
 from pipeline.decode import Decoder
 from pipeline.files import ParquetFiles
-from pipeline.import_table import BATCH_ROWS, ParquetPart, import_table, propose_only
+from pipeline.import_table import BATCH_ROWS, import_table, propose_only
 from pipeline.labels import as_labels, is_label, positive_of
+from pipeline.parquet_part import ParquetPart
 from pipeline.parquet_types import (
     as_readable,
     fits_int64,

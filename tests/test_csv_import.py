@@ -9,8 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from launch.config import load_config
-from pipeline import csv_file, import_table
-from pipeline.csv_import import import_csv, import_like
+from pipeline import csv_rows, parquet_part
+from pipeline.csv_dialect import CsvOptions
+from pipeline.csv_import import import_csv
+from pipeline.csv_like import import_like
 from pipeline.schema import Schema
 from pipeline.split import PARTS
 
@@ -124,11 +126,7 @@ def test_the_proposal_fits_the_file_and_is_a_whole_configuration(
             ["2024-06-01", "2024-06-31"],
             'x: {kind: id, vocabulary: "vocabulary/x.txt", dim: 8}',
         ),
-        (
-            ["0001-01-01", "2024-06-01"],
-            ["0001-01-01", "2024-06-01"],
-            'x: {kind: id, vocabulary: "vocabulary/x.txt", dim: 8}',
-        ),
+        (["0001-01-01", "2024-06-01"], ["2024-06-01", "None"], "x_weekday: {column: x, kind: time"),
         ([f"{n:x}-{n}" for n in range(40)], None, 'x: {kind: id, vocabulary: "vocabulary/x.txt", dim: 8}  # 40 values'),
     ],
 )
@@ -261,7 +259,8 @@ def test_later_files_in_the_types_of_an_earlier_one(tmp_path: Path, capsys: pyte
         None,
         "2024-07-01 00:00:00",
     )
-    assert capsys.readouterr().out == f"{later}: 2 rows, 6 columns; without click, which {tmp_path}/out has\n"
+    printed = capsys.readouterr().out
+    assert printed == f"{later}: 2 rows, 6 columns; without 'click'; with 'extra'\ncolumn  taken as empty\nprice   1\n"
     for column, value, expected in (
         ("n", "1.5", "an integer"),
         ("price", "cheap", "a number"),
@@ -270,7 +269,9 @@ def test_later_files_in_the_types_of_an_earlier_one(tmp_path: Path, capsys: pyte
         ("click", "2", "0 or 1"),
     ):
         later.write_text(f"{column},zip\n,1\n{value},2\n" if column != "click" else f"click,zip\n1,1\n{value},2\n")
-        expected = f"row 3 .* column '{column}': found '{value}'; expected {expected}, as in the earlier file; mend"
+        expected = (
+            f"later.csv: line 3, column '{column}': found '{value}'; expected {expected}, as in the earlier file; mend"
+        )
         with pytest.raises(ValueError, match=expected):
             import_like(str(later), str(tmp_path / "bad"), str(tmp_path / "out"))
     with pytest.raises(
@@ -281,8 +282,8 @@ def test_later_files_in_the_types_of_an_earlier_one(tmp_path: Path, capsys: pyte
 
 
 def test_types_hold_for_the_whole_file_and_blocks_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(csv_file, "BLOCK_BYTES", 64)
-    monkeypatch.setattr(import_table, "ROW_GROUP_ROWS", 50)
+    monkeypatch.setattr(csv_rows, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(parquet_part, "ROW_GROUP_ROWS", 50)
     lines = [f'{i},"two\nlines",{i % 2}' for i in range(199)] + ["2.5,x,1"]
     rows, _ = imported(tmp_path, "x,text,click\n" + "\n".join(lines))
     assert sorted(row["x"] for row in rows) == sorted([*map(float, range(199)), 2.5])
@@ -302,7 +303,7 @@ def test_other_delimiters_compression_and_byte_order_mark(tmp_path: Path) -> Non
             delimiter.join(["\ufeff" + '"a,b,c"', "click"]),
             *(delimiter.join(["1,5", str(i % 2)]) for i in range(10)),
         ]
-        rows, _ = imported(folder, "\n".join(lines), delimiter=given)
+        rows, _ = imported(folder, "\n".join(lines), options=CsvOptions(delimiter=given))
         assert rows[0] in ({"a,b,c": "1,5", "click": 0}, {"a,b,c": "1,5", "click": 1})
     (tmp_path / "log.csv.gz").write_bytes(gzip.compress(b"x;click\n" + b"4;1\n5;0\n" * 5))
     import_csv(str(tmp_path / "log.csv.gz"), str(tmp_path / "gz"))
@@ -315,16 +316,15 @@ def test_other_delimiters_compression_and_byte_order_mark(tmp_path: Path) -> Non
         ("", "log.csv is empty; expected a line of column names, then rows"),
         ("a,b\n", "log.csv has a header but no rows"),
         ("x,click\n" + "1,0\n1,1\n" * 4, "log.csv: 8 rows are too few to train, evaluate and test; ten would do"),
-        ("a,b\n1,2\n\n3\n", r"log.csv: row 3 \(the header is row 1, .*\) has 1 values, the header has 2: '3'; put"),
-        ("a,b\n" + "1,2\n" * 50 + "3,4,5\n", r"log.csv: row 52 .* has 3 values, the header has 2: '3,4,5'"),
+        ("a,b\n1,2\n\n3\n", "log.csv: line 4 has 1 values, the header has 2: '3'; put"),
+        ("a,b\n" + "1,2\n" * 50 + "3,4,5\n", "log.csv: line 52 has 3 values, the header has 2: '3,4,5'"),
         ("a,b,a\n1,2,3\n", "log.csv: columns 1 and 3 are both named 'a'; rename or delete one"),
-        (",b\n1,2\n", "log.csv: column 1 has no name; name it in the first line, or delete it"),
     ],
 )
 def test_a_bad_file_is_one_clear_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
 ) -> None:
-    monkeypatch.setattr(csv_file, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(csv_rows, "BLOCK_BYTES", 64)
     with pytest.raises(ValueError, match=message):
         imported(tmp_path, text)
     assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
@@ -334,5 +334,8 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere.csv: no such file"):
         import_csv("nowhere.csv", str(tmp_path / "out"))
     (tmp_path / "latin.csv").write_bytes("name,click\nCafé,1\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"latin.csv is not UTF-8 .*; save it as UTF-8"):
+    with pytest.raises(
+        ValueError,
+        match=r"latin.csv: line 2, column .name.: byte 0xe9 is not UTF-8; save .* with --encoding latin-1 this is .Caf",
+    ):
         import_csv(str(tmp_path / "latin.csv"), str(tmp_path / "out"))

@@ -13,7 +13,7 @@ import pytest
 
 from launch.cli import main
 from launch.config import load_config
-from pipeline import import_table, parquet_import
+from pipeline import parquet_import, parquet_part
 from pipeline.parquet_import import import_parquet, import_parquet_like
 from pipeline.split import PARTS
 
@@ -128,7 +128,7 @@ def test_imported_then_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_files_directories_globs_and_urls_are_one_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(import_table, "ROW_GROUP_ROWS", 64)
+    monkeypatch.setattr(parquet_part, "ROW_GROUP_ROWS", 64)
     monkeypatch.setattr(parquet_import, "BATCH_ROWS", 50)
     x = [row % 9 for row in range(200)]
     write(tmp_path / "in/day=1/a.parquet", x=pa.array(x, pa.int32()), city=pa.nulls(200), click=labels(200))

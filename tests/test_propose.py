@@ -11,7 +11,8 @@ import pytest
 from launch.cli import main, parser
 from launch.config import load_config
 from pipeline.column_facts import column_facts
-from pipeline.csv_import import import_csv, import_like
+from pipeline.csv_import import import_csv
+from pipeline.csv_like import import_like
 from pipeline.hash_check import SMALL, choose_hash, shared
 from pipeline.integer_meaning import meaning
 from pipeline.parquet_import import import_parquet
