@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from types import TracebackType
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch.distributed as dist
 
 from launch.distributed import Ranks
 from launch.paths import check_output
+from pipeline.storage import move_directory, open_storage, writing
 
 
 class ParquetParts:
@@ -25,7 +25,7 @@ class ParquetParts:
     """
 
     def __init__(self, out: str, ranks: Ranks) -> None:
-        self._fs, path = fsspec.core.url_to_fs(out)
+        self._fs, path = open_storage(out)
         self._out, self._ranks = path.rstrip("/"), ranks
         self._unfinished = f"{self._out}.unfinished"
         self._writer: pq.ParquetWriter | None = None
@@ -60,5 +60,6 @@ class ParquetParts:
             return
         dist.barrier(self._ranks.control)
         if self._ranks.is_first:
-            self._fs.mv(self._unfinished, self._out, recursive=True)
+            with writing(self._fs, self._out):
+                move_directory(self._fs, self._unfinished, self._out)
         dist.barrier(self._ranks.control)

@@ -9,13 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from launch.config import Config
 from pipeline.checkpoint import Checkpoints
 from pipeline.checkpoint_files import NAME
 from pipeline.dataset import ParquetDataset
 from pipeline.slices import check_sliceable
+from pipeline.storage import check_storage, open_storage, reading
 
 
 def check_training(config: Config) -> None:
@@ -29,6 +28,7 @@ def check_training(config: Config) -> None:
     if not (standing.is_dir() and os.access(standing, os.W_OK)):
         found = "a directory that this user may not write" if standing.is_dir() else "not a directory"
         raise ValueError(f"run.directory is {config.run.directory}, but {standing} is {found}; give another")
+    check_checkpoints(config)
     if config.run.warm_start and not checkpoints_of(config).names():
         find_source(config.run.warm_start)
     check_files(config, config.data.train)
@@ -37,6 +37,16 @@ def check_training(config: Config) -> None:
             keys = check_files(config, paths, keys=key_columns(config)).keys_schema
             for column in config.metrics.slices:
                 check_sliceable(keys.field(column).type, column)
+
+
+def check_checkpoints(config: Config) -> None:
+    """Look whether the storage of `run.checkpoints` serves; there need be no checkpoint yet.
+
+    Raises:
+        ValueError: no driver, no bucket, no access, or no answer.
+    """
+    if config.run.checkpoints:
+        check_storage(config.run.checkpoints, "run.checkpoints")
 
 
 def check_files(
@@ -60,13 +70,16 @@ def opening(config: Config) -> dict[str, Any]:
 
 
 def check_output(out: str) -> None:
-    """Refuse to predict into a directory that is there.
+    """Refuse to write into a directory or over a file that is there, or to a storage that does not serve.
 
     Raises:
-        ValueError: it exists.
+        ValueError: it exists, or the storage refuses, fails or does not answer.
     """
-    filesystem, path = fsspec.core.url_to_fs(out)
-    if filesystem.exists(path):
+    check_storage(out, "--out")
+    filesystem, path = open_storage(out)
+    with reading(out):
+        exists = filesystem.exists(path)
+    if exists:
         raise ValueError(f"{out} exists; remove it or give another --out")
 
 
