@@ -13,8 +13,9 @@ def new_directory(path: str | Path) -> Iterator[Path]:
     """Yield an empty directory beside `path`, renamed to `path` when the block ends, removed when it raises.
 
     Raises:
-        ValueError: `path` is already there (it is never written into or over), or cannot be made.
+        ValueError: `path` is already there (it is never written into or over), or cannot be made, or is a URL.
     """
+    check_is_local(str(path))
     path = Path(path)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"{path} exists already and would be overwritten; remove it or name another directory")
@@ -30,6 +31,17 @@ def new_directory(path: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def check_is_local(path: str) -> None:
+    """Refuse a URL, which as a path would be a folder named `s3:` here.
+
+    >>> check_is_local("s3://bucket/folder")
+    Traceback (most recent call last):
+    ValueError: s3://bucket/folder is a URL; expected a local path: write there, then copy
+    """
+    if "://" in path:
+        raise ValueError(f"{path} is a URL; expected a local path: write there, then copy")
 
 
 def _umask() -> int:

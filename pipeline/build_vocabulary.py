@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.atomic import check_is_local
 from pipeline.dataset import ParquetDataset
 from pipeline.features import IdList, Ids
 from pipeline.files import ParquetFiles, RowGroup
@@ -71,6 +72,8 @@ def build_vocabularies(
     """
     if min_count < 1:
         raise ValueError(f"min_count is {min_count}; expected at least 1")
+    if out is not None:
+        check_is_local(out)
     targets = _targets(schema, names, out)
     for path in targets:
         if path.exists():

@@ -209,5 +209,5 @@ def _sentence(path: str, verb: str, error: Exception) -> str:
 
 def told_by(error: BaseException) -> str:
     """What an error says, on one line; or its cause, where a driver has put its own class in place of the client's."""
-    told = error.__cause__ if isinstance(error, OSError) and error.errno is None and error.__cause__ else error
+    told = error.__cause__ if isinstance(error, OSError) and error.__cause__ else error
     return " ".join(str(told).split())
