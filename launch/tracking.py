@@ -27,7 +27,9 @@ KINDS = ("start", "evaluate", "arrival", "diverged", "preempted", "finish")  # o
 CURVE = "train"  # steps are told to trackers that know steps
 PICTURED = ("plan", "config", "reliability", "slices")  # for report.html; the configuration is told by itself
 STATUS = {"finish": "FINISHED", "preempted": "KILLED"}  # of a run that ended with this event; of any other FAILED
-SECONDS = 10.0  # the end of a job waits so long for trackers that have not recorded everything
+SECONDS = float(
+    os.environ.get("RANKMIXER_TRACKER_SECONDS", "10")
+)  # the end of a job waits so long for trackers that have not recorded everything
 
 
 class RunTracker:

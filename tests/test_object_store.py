@@ -81,7 +81,7 @@ def names(url: str) -> list[str]:
 def test_a_job_lives_there(job: Job) -> None:
     url = job.outcome["url"]
     first = job.result(2, "train", "train.epochs=1", "run.keep=1")
-    assert first["steps"] == 4
+    assert first["steps"] > 1
     second = job.result(1, "train")
     assert second["steps"] > first["steps"]
     checkpoints = found("checkpoint", "list", f"{url}/ck")["checkpoints"]
