@@ -47,7 +47,7 @@ class Server:
             self.process = subprocess.Popen(
                 [*command, "--workers", "1"],
                 cwd=folder,
-                env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
+                env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # its workers end with it
