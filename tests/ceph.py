@@ -19,6 +19,7 @@ PACKAGES = "apt-get install --no-install-recommends ceph-mon ceph-osd radosgw ce
 PROGRAMS = "ceph ceph-authtool ceph-mon ceph-osd monmaptool radosgw radosgw-admin"
 SEARCH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"])
 SECONDS_TO_START = 180.0
+DYING = ["setpriv", "--pdeathsig", "KILL"]  # with the test, even if that is killed
 KEY, SECRET = "rankmixer", "not-a-secret"
 
 KEYRING = {
@@ -128,7 +129,9 @@ def ceph(folder: Path) -> Iterator[Ceph]:
     def start(*words: str) -> None:
         with (folder / "log" / words[0]).open("wb") as log:
             daemons.append(
-                subprocess.Popen(words, env=environment, cwd=folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+                subprocess.Popen(
+                    [*DYING, *words], env=environment, cwd=folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                )
             )
 
     try:

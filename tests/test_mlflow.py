@@ -41,7 +41,9 @@ class Server:
     def __init__(self, folder: Path) -> None:
         (port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+        # It ends with the test, even if that is killed: `timeout` passes the signal on to all that MLflow starts.
+        command = ["setpriv", "--pdeathsig", "TERM", "timeout", "--kill-after=5", "3600"]
+        command += [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
         command += ["--backend-store-uri", f"sqlite:///{folder}/runs.db", "--artifacts-destination", f"{folder}/files"]
         with (folder / "log").open("wb") as log:
             self.process = subprocess.Popen(
