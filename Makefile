@@ -21,13 +21,14 @@ export PIP_NO_INPUT := 1
 stage = @echo "$(1)"; { $(2); } >>$(LOG) 2>&1 </dev/null || { tail -n 5 $(LOG); echo "failed: $(1); see $(LOG)"; exit 1; } >&2
 
 .DELETE_ON_ERROR:
-.PHONY: help venv test test-gpu test-nodes test-faults demo docs lint types lock clean
+.PHONY: help venv test test-gpu test-nodes test-services test-faults demo docs lint types lock clean
 
 help:
 	@echo "make demo   train on MovieLens-100K in two processes and show how good the model is"
 	@echo "make test   run the tests"
 	@echo "make test-gpu DEVICE=cuda   check and measure the head on a GPU; says so where there is none"
 	@echo "make test-nodes   as root: jobs over two network namespaces, on a Slurm of their own, and with ranks that stop"
+	@echo "make test-services   data and checkpoints on an object store, runs on an MLflow server, both started here"
 	@echo "make docs   the documentation as a site, links checked"
 	@echo "make test-faults   half an hour: kills at any moment, damaged checkpoints, full disks; goes on where it was cut off"
 	@echo "make lint types lock clean venv"
@@ -47,7 +48,7 @@ $(INSTALLED): requirements/$(DEVICE).txt setup.cfg pyproject.toml
 	@touch $@
 
 # TorchX starts python by name; the rest of the recipes name their programs in full.
-test test-gpu test-nodes test-faults demo: export PATH := $(BIN):$(PATH)
+test test-gpu test-nodes test-services test-faults demo: export PATH := $(BIN):$(PATH)
 
 # One process a core, a test file in one of them; ranks are processes too, so each computes in one thread.
 test: export OMP_NUM_THREADS := 1
@@ -60,6 +61,18 @@ test-gpu: $(INSTALLED)
 # Installs nothing in the system: where Slurm is missing, its tests are skipped and name Debian's packages.
 test-nodes: $(INSTALLED)
 	$(BIN)/python -m pytest -q -rs -m "nodes or long"
+
+# Installs nothing in the system and changes nothing in .venv: what MLflow and s3fs need goes into a folder of its own.
+# Where Ceph is missing, its tests are skipped and name Debian's packages.
+test-services: export OMP_NUM_THREADS := 1
+test-services: export PYTHONPATH := $(abspath $(VENV))/services
+test-services: $(VENV)/services/installed
+	$(BIN)/python -m pytest -q -rs -m services tests
+
+$(VENV)/services/installed: requirements/services.txt $(INSTALLED)
+	@rm -rf $(@D)
+	$(call stage,installing requirements/services.txt,$(BIN)/python -m pip install --no-deps --target $(@D) -r requirements/services.txt)
+	@touch $@
 
 # Mounts small disks, as root; without it those cases are skipped. What was tried is kept in .cache/faults.
 test-faults: $(INSTALLED)

@@ -197,7 +197,8 @@ def _id(feature: Id | IdList, value: Any) -> int | None:
         value = value.decode()
     if isinstance(value, float | decimal.Decimal):
         largest = 2**53 if isinstance(value, float) else 2**63 - 1
-        value = int(value) if math.isfinite(value) and value == int(value) and abs(value) <= largest else None
+        is_whole = math.isfinite(value) and value == int(value)
+        value = int(value) if is_whole and abs(int(value)) <= largest else None
     if value is None and feature.buckets is not None:
         raise ValueError("no whole number")
     if feature.buckets is not None:

@@ -15,10 +15,11 @@ from torch.distributed.checkpoint import TensorStorageMetadata
 from launch.errors import JobFailed
 from launch.output import show
 from launch.run_lock import is_held
-from pipeline.checkpoint_files import META, NAME, CheckpointFiles, Damage, listed, reading
+from pipeline.checkpoint_files import META, NAME, CheckpointFiles, Damage, listed
 from pipeline.checkpoint_load import damage_of
 from pipeline.checkpoint_parts import SavedTensors
 from pipeline.safetensors_storage import DTYPE_NAMES, TENSORS_FILE
+from pipeline.storage import check_storage, reading
 
 MB = 10**6
 
@@ -138,6 +139,7 @@ def prune_checkpoints(where: str, keep: int, *, is_dry_run: bool, as_json: bool)
 
 def _opened(where: str) -> tuple[CheckpointFiles, str | None]:
     """The directory of checkpoints behind a path or URL, and the one that it names."""
+    check_storage(where)
     path = where.rstrip("/")
     root, name = posixpath.split(path)
     if re.fullmatch(NAME, name):

@@ -15,7 +15,14 @@ from launch.job import evaluate, outputs, pass_reader
 from launch.learnt import with_trained_schema
 from launch.output import print_result, show
 from launch.parts import ParquetParts
-from launch.paths import check_evaluation, checkpoints_of, choose_checkpoint, evaluation_paths
+from launch.paths import (
+    check_checkpoints,
+    check_evaluation,
+    check_output,
+    checkpoints_of,
+    choose_checkpoint,
+    evaluation_paths,
+)
 from launch.report import metrics_table
 from launch.restoring import restore
 from pipeline.collective import together
@@ -24,6 +31,7 @@ from pipeline.collective import together
 def evaluate_checkpoint(config: Config, checkpoint: str, *, as_json: bool = False) -> None:
     """Print the metrics of a checkpoint on data.test, or data.evaluate: a table and one JSON line, or that alone."""
     paths = evaluation_paths(config)
+    check_checkpoints(config)
     check_world_here(config)
     config = with_trained_schema(config)
     check_evaluation(config, paths)
@@ -60,6 +68,8 @@ def predict(config: Config, checkpoint: str, data: str, out: str, keys: Sequence
     taken = sorted(set(keys) & set(names))
     if taken:
         raise ValueError(f"--keys names {taken}, which are columns of the output; leave them out")
+    check_checkpoints(config)
+    check_output(out)
     check_world_here(config)
     config = with_trained_schema(config)
     certain = 0

@@ -13,7 +13,6 @@ import json
 from typing import Any
 from urllib.parse import quote
 
-import fsspec
 import yaml
 
 from launch.config import Config, leaves
@@ -22,6 +21,7 @@ from pipeline.collective import on_rank_0
 from pipeline.features import Ids
 from pipeline.learn import learn
 from pipeline.schema import Schema
+from pipeline.storage import open_storage, reading, writing
 from pipeline.vocabulary import read_text, write_vocabulary
 
 HEADER = """\
@@ -41,7 +41,8 @@ def with_schema_to_train(config: Config) -> Config:
             learnt = schema = config.feature_schema
             if config.data.stream is None or schema.to_learn:  # of a stream there may be no file yet
                 learnt = learn(schema, config.data.train, **opening(config))
-            save_schema(_directory(config), schema.contents(), learnt)
+            with writing(open_storage(_directory(config))[0], _directory(config)):
+                save_schema(_directory(config), schema.contents(), learnt)
 
     on_rank_0("cannot learn from data.train", prepare)
     return with_trained_schema(config)
@@ -81,7 +82,7 @@ class SchemaKeeper:
             save_schema(self.directory, self._asked, self._learnt)
 
     def _stands(self) -> bool:
-        filesystem, root = fsspec.url_to_fs(self.directory)
+        filesystem, root = open_storage(self.directory)
         filesystem.invalidate_cache()
         return bool(filesystem.exists(f"{root}/schema.yaml"))
 
@@ -94,7 +95,7 @@ def save_schema(directory: str, asked: Any, learnt: Schema) -> None:
         asked: contents of the schema as it was given.
         learnt: the schema to write.
     """
-    filesystem, root = fsspec.url_to_fs(directory)
+    filesystem, root = open_storage(directory)
     if filesystem.exists(root):
         filesystem.rm(root, recursive=True)
     filesystem.makedirs(f"{root}/vocabulary")
@@ -125,8 +126,10 @@ def load_schema(directory: str, asked: Schema) -> Schema:
     Raises:
         ValueError: it was made from another schema, the message names the keys; or it is missing though it is needed.
     """
-    filesystem, root = fsspec.url_to_fs(directory)
-    if not filesystem.exists(f"{root}/schema.yaml"):
+    filesystem, root = open_storage(directory)
+    with reading(directory):
+        stands = filesystem.exists(f"{root}/schema.yaml")
+    if not stands:
         if asked.to_learn:
             raise ValueError(
                 f"{directory}: found no schema; expected what {', '.join(asked.to_learn)} learnt in training; train "

@@ -15,6 +15,8 @@ from typing import Any
 
 import fsspec
 
+from pipeline.storage import writing
+
 BEAT_SECONDS = 10.0
 # Without a sign of life for so long the holder is taken to be gone: six beats.
 LAPSE_SECONDS = 60.0
@@ -49,12 +51,15 @@ class Lease:
 
     def take(self) -> str | None:
         """Take the lease, at once or when the one that is there has lapsed; or say who renews it."""
-        with suppress(NotImplementedError):
-            self._fs.makedirs(self._path.rpartition("/")[0], exist_ok=True)
+        with writing(self._fs, self._path):  # a storage that refuses is known at once
+            with suppress(NotImplementedError):
+                self._fs.makedirs(self._path.rpartition("/")[0], exist_ok=True)
+            self._read()
         other = self._live_holder(tell=True)
         if other:
             return self._named(other)
-        self._write()
+        with writing(self._fs, self._path):
+            self._write()
         time.sleep(SETTLE_SECONDS)
         other = self._other()
         if other:

@@ -6,13 +6,13 @@ import sys
 from contextlib import suppress
 from types import TracebackType
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from launch.distributed import Ranks
 from launch.paths import check_output
 from pipeline.collective import on_rank_0, together
+from pipeline.storage import move_directory, open_storage, writing
 
 REMOVALS = 10  # tries to remove what other ranks remove at the same time
 
@@ -33,7 +33,7 @@ class ParquetParts:
     """
 
     def __init__(self, out: str) -> None:
-        self._fs, path = fsspec.core.url_to_fs(out)
+        self._fs, path = open_storage(out)
         self._name, self._out = out, path.rstrip("/")
         self._unfinished = f"{self._out}.unfinished"
         self._has_begun = False
@@ -59,7 +59,8 @@ class ParquetParts:
         """Append rows to this rank's file; call it on every rank, without a row too."""
         if self._writer is None:
             self._writer = pq.ParquetWriter(self._sink, table.schema, write_page_checksum=True)
-        self._writer.write_table(table)
+        with writing(self._fs, self._name):
+            self._writer.write_table(table)
 
     def finish(self) -> None:
         """Give the directory its name, once the files of all ranks are whole. Collective.
@@ -68,7 +69,7 @@ class ParquetParts:
             RuntimeError: on all ranks, what went wrong on one of them; `SystemFailure` for an error of its disk.
         """
         together(f"cannot write {self._name}", self._close)
-        on_rank_0(f"cannot write {self._name}", lambda: self._fs.mv(self._unfinished, self._out, recursive=True))
+        on_rank_0(f"cannot write {self._name}", self._give_name)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -80,19 +81,26 @@ class ParquetParts:
         self._remove()
 
     def _make(self) -> None:
-        if self._fs.exists(self._unfinished):
-            self._fs.rm(self._unfinished, recursive=True)
-        self._fs.makedirs(self._unfinished)
+        with writing(self._fs, self._name):
+            if self._fs.exists(self._unfinished):
+                self._fs.rm(self._unfinished, recursive=True)
+            self._fs.makedirs(self._unfinished)
 
     def _open(self, file: str) -> None:
-        self._sink = self._fs.open(file, "wb")
+        with writing(self._fs, self._name):
+            self._sink = self._fs.open(file, "wb")
 
     def _close(self) -> None:
-        try:
-            if self._writer is not None:
-                self._writer.close()
-        finally:
-            self._sink.close()
+        with writing(self._fs, self._name):
+            try:
+                if self._writer is not None:
+                    self._writer.close()
+            finally:
+                self._sink.close()
+
+    def _give_name(self) -> None:
+        with writing(self._fs, self._name):
+            move_directory(self._fs, self._unfinished, self._out)
 
     def _remove(self) -> None:
         problem: Exception | None = None

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from launch.config import Config
 from pipeline.checkpoint import Checkpoints
 from pipeline.checkpoint_files import NAME
@@ -18,6 +16,7 @@ from pipeline.dataset import ParquetDataset
 from pipeline.groups import check_groupable
 from pipeline.label_check import check_labels
 from pipeline.slices import check_sliceable
+from pipeline.storage import check_storage, open_storage, reading
 
 
 def check_training(config: Config) -> None:
@@ -31,6 +30,7 @@ def check_training(config: Config) -> None:
     if not (standing.is_dir() and os.access(standing, os.W_OK)):
         found = "a directory that this user may not write" if standing.is_dir() else "not a directory"
         raise ValueError(f"run.directory is {config.run.directory}, but {standing} is {found}; give another")
+    check_checkpoints(config)
     if config.run.warm_start and not checkpoints_of(config).names():
         find_source(config.run.warm_start)
     if config.data.stream is None:
@@ -53,6 +53,16 @@ def check_evaluation(config: Config, paths: str | list[str]) -> None:
         check_groupable(keys.field(config.metrics.group).type, config.metrics.group)
     for column in config.metrics.slices:
         check_sliceable(keys.field(column).type, column)
+
+
+def check_checkpoints(config: Config) -> None:
+    """Look whether the storage of `run.checkpoints` serves; there need be no checkpoint yet.
+
+    Raises:
+        ValueError: no driver, no bucket, no access, or no answer.
+    """
+    if config.run.checkpoints:
+        check_storage(config.run.checkpoints, "run.checkpoints")
 
 
 def check_files(
@@ -81,13 +91,16 @@ def opening(config: Config) -> dict[str, Any]:
 
 
 def check_output(out: str) -> None:
-    """Refuse to predict into a directory that is there.
+    """Refuse to write into a directory or over a file that is there, or to a storage that does not serve.
 
     Raises:
-        ValueError: it exists.
+        ValueError: it exists, or the storage refuses, fails or does not answer.
     """
-    filesystem, path = fsspec.core.url_to_fs(out)
-    if filesystem.exists(path):
+    check_storage(out, "--out")
+    filesystem, path = open_storage(out)
+    with reading(out):
+        exists = filesystem.exists(path)
+    if exists:
         raise ValueError(f"{out} exists; remove it or give another --out")
 
 

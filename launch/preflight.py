@@ -10,6 +10,7 @@ from launch.config import check_world, load_config
 from launch.errors import is_user_error
 from launch.learnt import with_trained_schema
 from launch.paths import (
+    check_checkpoints,
     check_evaluation,
     check_files,
     check_output,
@@ -37,6 +38,7 @@ def check_job(arguments: Sequence[str], world_size: int, *, files_are_here: bool
         if files_are_here and parsed.name == "train":
             check_training(config)
         elif files_are_here:
+            check_checkpoints(config)
             if parsed.name == "predict":
                 check_output(parsed.out)
                 check_files(config, parsed.data, keys=parsed.keys, labels=False)

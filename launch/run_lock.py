@@ -12,7 +12,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-import fsspec
 import psutil
 from fsspec.implementations.local import LocalFileSystem
 
@@ -21,6 +20,7 @@ from launch.lease import Lease, identity
 from pipeline.collective import on_rank_0
 from pipeline.errors import PassingError
 from pipeline.journal import read_log
+from pipeline.storage import open_storage
 
 LOCK = "lock"
 # Processes of an attempt that was killed may still be ending.
@@ -188,7 +188,7 @@ def is_held(run_directory: str) -> str | None:
 
 def lock_of(directory: str) -> Lock:
     """The lock of a directory: on an open file where that is enough."""
-    filesystem, path = fsspec.url_to_fs(directory)
+    filesystem, path = open_storage(directory)
     if isinstance(filesystem, LocalFileSystem) and file_system_of(path) in LOCAL:
         return FileLock(path)
     return Lease(filesystem, f"{path.rstrip('/')}/{LOCK}", this_process(), named)

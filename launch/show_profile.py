@@ -7,7 +7,6 @@ import posixpath
 import sys
 from collections.abc import Iterator, Sequence
 
-import fsspec
 from rich.console import Console, RenderableType
 from rich.progress import Progress
 
@@ -20,6 +19,7 @@ from pipeline.dataset import ParquetDataset
 from pipeline.drift import drift
 from pipeline.files import ParquetFiles
 from pipeline.schema import Schema
+from pipeline.storage import open_storage, write_whole, writing
 
 VERSION = 1  # of the JSON: raised when a key changes its meaning or goes
 
@@ -68,19 +68,19 @@ def _read(profile: DataProfile, other: DataProfile | None) -> None:
 
 
 def _make_folder(out: str) -> None:
-    filesystem, path = fsspec.core.url_to_fs(out)
+    filesystem, path = open_storage(out)
     try:
-        filesystem.makedirs(posixpath.dirname(path), exist_ok=True)
+        with writing(filesystem, out):
+            filesystem.makedirs(posixpath.dirname(path), exist_ok=True)
     except OSError as error:
         raise ValueError(f"{out} cannot be written: {error}; give another --out") from None
 
 
 def _write(out: str, text: str) -> None:
     """The file appears whole or not at all."""
-    filesystem, path = fsspec.core.url_to_fs(out)
-    unfinished = f"{path}.unfinished"
-    filesystem.pipe_file(unfinished, text.encode())
-    filesystem.mv(unfinished, path)
+    filesystem, path = open_storage(out)
+    with writing(filesystem, out):
+        write_whole(filesystem, path, text.encode())
 
 
 def _views(found: Json) -> Iterator[RenderableType]:

@@ -17,15 +17,19 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from launch.config import Config
 
-KINDS = ("start", "evaluate", "arrival", "diverged", "finish")  # of the journal's events, those that are told
+KINDS = ("start", "evaluate", "arrival", "diverged", "preempted", "finish")  # of the journal's events, those told
+CURVE = "train"  # steps are told to trackers that know steps
 PICTURED = ("plan", "config", "reliability", "slices")  # for report.html; the configuration is told by itself
-SECONDS = 10.0  # the end of a job waits so long for trackers that have not recorded everything
+STATUS = {"finish": "FINISHED", "preempted": "KILLED"}  # of a run that ended with this event; of any other FAILED
+SECONDS = float(
+    os.environ.get("RANKMIXER_TRACKER_SECONDS", "10")
+)  # the end of a job waits so long for trackers that have not recorded everything
 
 
 class RunTracker:
@@ -36,11 +40,12 @@ class RunTracker:
     """
 
     def __init__(self, config: Config) -> None:
-        from launch.config import dump_config
+        from launch.config import dump_config, leaves
         from launch.paths import checkpoints_of
 
         self.directory, self.checkpoints = os.path.abspath(config.run.directory), checkpoints_of(config).directory
         self._latest: str | None = None
+        self._status = "FAILED"
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)  # trackers are found where this rank would
         self._process: subprocess.Popen[bytes] | None = None
         try:
@@ -55,28 +60,31 @@ class RunTracker:
             os.set_blocking(self._process.stdin.fileno(), False)
         except OSError as error:
             self._give_up(error)
-        digest = config.feature_schema.digest()
-        self._metadata({**dump_config(config), "feature_schema": digest, "checkpoints": self.checkpoints})
-        self._tell("add_artifact", name="run", path=self.directory)
+        tree = {**dump_config(config), "feature_schema": config.feature_schema.digest()}
+        parameters = {key: _scalar(value) for key, value in leaves(tree).items() if value is not None}
+        self._tell("begin", directory=self.directory, parameters=parameters, tags={"checkpoints": self.checkpoints})
 
     def event(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Tell what the journal records, if it is of interest."""
+        from launch.config import leaves
+
         if kind == "checkpoint":
             self._latest = values["name"]
-        if kind not in KINDS:
+        if kind not in (*KINDS, CURVE):
             return
-        values = {name: value for name, value in values.items() if name not in PICTURED}
-        # The interface has one value a key, and TorchX's own tracker reads them in any order: every step has its keys.
-        self._metadata({kind: values if kind == "finish" else {str(step): values}})
+        self._status = STATUS.get(kind, "FAILED")
+        flat = leaves({name: value for name, value in values.items() if name not in PICTURED})
+        values = {name: _scalar(value) for name, value in flat.items() if value is not None}
         if kind == "finish" and self._latest:
-            name = values.get("checkpoint") or self._latest
-            self._tell("add_artifact", name="checkpoint", path=f"{self.checkpoints}/{name}")
+            values["checkpoint"] = f"{self.checkpoints}/{values.get('checkpoint') or self._latest}"
+        self._tell("event", kind=kind, step=step, time=time.time(), values=values)
 
     def close(self) -> None:
         """Tell of the report, and wait until all is recorded, but not for long. Closing twice is fine."""
-        report = Path(self.directory, "report.html")
-        if report.exists():
-            self._tell("add_artifact", name="report", path=str(report))
+        for name in ("report.html", "log.jsonl"):  # files of some kB; a folder would take the weights with it
+            if Path(self.directory, name).exists():
+                self._tell("artifact", path=str(Path(self.directory, name)))
+        self._tell("close", status=self._status)
         if self._process is None or self._process.stdin is None:
             return
         with suppress(OSError):
@@ -87,11 +95,6 @@ class RunTracker:
             self._process.kill()
             self._process.wait()
         self._process = None
-
-    def _metadata(self, tree: dict[str, Any]) -> None:
-        from launch.config import leaves
-
-        self._tell("add_metadata", **{key: _scalar(value) for key, value in leaves(tree).items() if value is not None})
 
     def _tell(self, call: str, **arguments: Any) -> None:
         if self._process is None or self._process.stdin is None:
@@ -120,6 +123,35 @@ def tracker_of(config: Config) -> RunTracker | None:
     return RunTracker(config) if os.environ.get("TORCHX_TRACKERS") else None
 
 
+class _Metadata:
+    """A run in TorchX's interface, which has one value a key, no steps and no status."""
+
+    def __init__(self, run: Any) -> None:
+        self._run = run
+
+    def begin(self, directory: str, parameters: dict[str, Any], tags: dict[str, str]) -> None:
+        """The run's directory is among the parameters."""
+        self._run.add_metadata(**parameters, **tags)
+
+    def event(self, kind: str, step: int, time: float, values: dict[str, Any]) -> None:
+        """TorchX's own tracker reads keys in any order: every step has its own. Those of training would be too many."""
+        if kind != CURVE:
+            prefix = kind if kind == "finish" else f"{kind}.{step}"
+            self._run.add_metadata(**{f"{prefix}.{name}": value for name, value in values.items()})
+
+    def artifact(self, path: str) -> None:
+        self._run.add_artifact(name=Path(path).name, path=path)
+
+    def flush(self) -> None:
+        pass
+
+    def close(self, status: str) -> None:
+        self._run.add_metadata(status=status)
+        for tracker in self._run.backends:
+            if hasattr(tracker, "close"):
+                tracker.close()
+
+
 class _Backend(threading.Thread):
     """One tracker: builds it, and makes the calls in the order given."""
 
@@ -135,19 +167,33 @@ class _Backend(threading.Thread):
         except BaseException as error:
             self._warn(error)
             return
-        while (call := self.calls.get()) is not None:
-            method, arguments = call
-            try:
-                getattr(run, method)(**arguments)
-            except BaseException as error:
-                self._warn(error)
+        is_closed = False
+        while (call := self._next(run)) is not None:
+            is_closed = is_closed or call[0] == "close"
+            self._try(run, *call)
+        if not is_closed:  # the rank has gone without a word
+            self._try(run, "close", {"status": "FAILED"})
+
+    def _next(self, run: Any) -> tuple[str, dict[str, Any]] | None:
+        """The next call; what waits is sent when there is none."""
+        with suppress(Empty):
+            return self.calls.get_nowait()
+        self._try(run, "flush", {})
+        return self.calls.get()
+
+    def _try(self, run: Any, method: str, arguments: dict[str, Any]) -> None:
+        try:
+            getattr(run, method)(**arguments)
+        except BaseException as error:
+            self._warn(error)
 
     def _build(self) -> Any:
-        """TorchX's own AppRun, with this tracker alone: what fails here is no other's concern."""
+        """The tracker, alone: what fails here is no other's concern. One of TorchX's interface is spoken to in that."""
         from torchx.tracker.api import (
             ENV_TORCHX_JOB_ID,
             ENV_TORCHX_PARENT_RUN_ID,
             AppRun,
+            TrackerBase,
             build_trackers,
             tracker_config_env_var_name,
         )
@@ -156,10 +202,12 @@ class _Backend(threading.Thread):
         if not trackers:
             importlib.import_module(self.name.partition(":")[0])  # raises what TorchX keeps to itself
             raise LookupError("no entry point of the group torchx.tracker and no module:function")
+        if not isinstance(trackers[0], TrackerBase):  # launch.mlflow_tracker, which takes more
+            return trackers[0]
         run = AppRun(os.environ.get(ENV_TORCHX_JOB_ID, "<UNDEFINED>"), trackers)
         if ENV_TORCHX_PARENT_RUN_ID in os.environ:
             run.add_source(os.environ[ENV_TORCHX_PARENT_RUN_ID])
-        return run
+        return _Metadata(run)
 
     def _warn(self, error: BaseException) -> None:
         if not self.has_failed:

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import torch
 
 from launch.build import Build
@@ -20,6 +19,7 @@ from pipeline.checkpoint_parts import SavedTensors
 from pipeline.collective import on_rank_0, together
 from pipeline.journal import Journal
 from pipeline.schema import Schema
+from pipeline.storage import open_storage, reading
 
 REPORT = "warm_start.json"
 Report = dict[str, Any]
@@ -85,8 +85,10 @@ def _fresh_dense_state(built: Build) -> None:
 
 def _schema_of(root: str, meta: dict[str, Any]) -> Schema:
     """The schema that the other model was trained with, its words too if they lie beside it."""
-    filesystem, path = fsspec.url_to_fs(f"{root}/schema/schema.yaml")
-    if filesystem.exists(path):
+    filesystem, path = open_storage(f"{root}/schema/schema.yaml")
+    with reading(root):
+        stands = filesystem.exists(path)
+    if stands:
         schema = Schema.load(f"{root}/schema/schema.yaml")
         if schema.digest() == meta["schema_digest"]:
             return schema

@@ -29,6 +29,7 @@ from pipeline.checkpoint_room import remove_leftovers
 from pipeline.checkpoint_save import IN_PROGRESS, SaveFailed, Saving
 from pipeline.collective import on_rank_0
 from pipeline.meeting import GroupMeeting
+from pipeline.storage import StorageError
 
 
 class Checkpoints:
@@ -103,7 +104,7 @@ class Checkpoints:
                 try:
                     asides[name] = self._files.set_aside(name)
                     self._kept.discard(name)
-                except OSError as error:  # the job can go on: it knows what to leave alone
+                except (OSError, StorageError) as error:  # the job can go on: it knows what to leave alone
                     warnings.warn(f"cannot rename the damaged {self._files.path(name)}: {error}", stacklevel=2)
             return asides
 

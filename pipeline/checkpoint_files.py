@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import fsspec
 import xxhash
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.safetensors_storage import checksum_of, write_file
+from pipeline.storage import move_directory, open_storage, reading, writing
 
 MANIFEST = "manifest.json"
 META = "meta.json"
@@ -51,7 +49,7 @@ class CheckpointFiles:
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self.filesystem, self.root = fsspec.url_to_fs(os.fspath(directory))
+        self.filesystem, self.root = open_storage(os.fspath(directory))
 
     def path(self, *parts: str) -> str:
         """A path of this filesystem, below the directory."""
@@ -73,7 +71,8 @@ class CheckpointFiles:
     def _entries(self) -> list[str]:
         self.filesystem.invalidate_cache()  # object stores remember listings
         try:
-            entries = self.filesystem.ls(self.root, detail=False)
+            with reading(self.root):
+                entries = self.filesystem.ls(self.root, detail=False)
         except FileNotFoundError:
             return []
         return [os.path.basename(entry.rstrip("/")) for entry in entries]
@@ -180,14 +179,16 @@ class CheckpointFiles:
 
         Raises:
             OSError: it cannot be renamed.
+            StorageError: the same, of a storage that is not local.
         """
         self.filesystem.invalidate_cache()
         aside = _ASIDE + name
         number = 1
-        while self.filesystem.exists(self.path(aside)):
-            number += 1
-            aside = f"{_ASIDE}{name}-{number}"
-        self.filesystem.mv(self.path(name), self.path(aside), recursive=True)
+        with writing(self.filesystem, self.path(name)):
+            while self.filesystem.exists(self.path(aside)):
+                number += 1
+                aside = f"{_ASIDE}{name}-{number}"
+            move_directory(self.filesystem, self.path(name), self.path(aside))
         self.filesystem.invalidate_cache()
         return aside
 
@@ -246,29 +247,13 @@ class CheckpointFiles:
 
     def read_json(self, name: str, file: str) -> Any:
         """What a JSON file of a checkpoint holds."""
-        return json.loads(self.filesystem.cat_file(f"{self.folder(name)}/{file}"))
+        with reading(self.path(name, file)):
+            content = self.filesystem.cat_file(f"{self.folder(name)}/{file}")
+        return json.loads(content)
 
     def write_json(self, folder: str, file: str, value: Any) -> dict[str, Any]:
         """Write a JSON file into a folder; return its size and checksum."""
         return write_file(self.filesystem, f"{folder}/{file}", [_json(value)])
-
-
-@contextmanager
-def reading(path: str) -> Iterator[None]:
-    """Make one sentence of a storage that fails. That a file is missing is left to the caller.
-
-    Raises:
-        ValueError: the path, what the storage said, what to do.
-    """
-    try:
-        yield
-    except (FileNotFoundError, NotADirectoryError):
-        raise
-    except OSError as error:
-        raise ValueError(
-            f"{path} cannot be read: {type(error).__name__}: {error}; this may pass: try again "
-            "when the storage answers, or name another checkpoint"
-        ) from error
 
 
 def _json(value: Any) -> bytes:

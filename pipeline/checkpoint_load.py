@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.checkpoint_files import META, CheckpointFiles, Damage, listed, reading
+from pipeline.checkpoint_files import META, CheckpointFiles, Damage, listed
 from pipeline.checkpoint_plan import ReshardingLoadPlanner, check_tensors
 from pipeline.collective import on_rank_0, rank, together, world_size
 from pipeline.safetensors_storage import SafetensorsReader
+from pipeline.storage import reading
 
 
 def damage_of(files: CheckpointFiles, name: str) -> Damage | None:

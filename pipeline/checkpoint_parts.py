@@ -10,8 +10,9 @@ from torch.distributed.checkpoint import ChunkStorageMetadata, LoadPlan, LoadPla
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from torch.distributed.tensor import DTensor
 
-from pipeline.checkpoint_files import CheckpointFiles, reading
+from pipeline.checkpoint_files import CheckpointFiles
 from pipeline.safetensors_storage import SafetensorsReader
+from pipeline.storage import reading
 
 BLOCK_BYTES = 16 * 2**20
 

@@ -28,7 +28,7 @@ TENSORBOARD = "tensorboard"
 
 
 class Listener(Protocol):
-    """Hears what the journal records, steps apart. It must not raise or wait."""
+    """Hears what the journal records; of training, kind "train", what the log has of it. It must not raise or wait."""
 
     def event(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """What happened after `step` steps; values as JSON has them."""
@@ -90,6 +90,8 @@ class Journal:
         values |= memory_here()
         with self._lock:
             self._record("train", step, values)
+            if self._listener is not None:
+                self._listener.event("train", step, {name: _plain(value) for name, value in values.items()})
             if self._progress is not None:
                 self._progress.step(step, values)
 

@@ -12,6 +12,7 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import data_error
+from pipeline.storage import told_by
 from pipeline.watch import Watch
 
 
@@ -24,7 +25,7 @@ def find(path: str, filesystem: Any, watch: Watch) -> dict[str, pafs.FileSystem 
         except ValueError:
             raise
         except Exception as error:  # whatever a file system raises
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            reason = f"{type(error).__name__}: {told_by(error)}"
             raise data_error(
                 path, found=f"no answer ({reason})", expected="files", do="Check path and access."
             ) from None

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import IO
 
-import fsspec
+from pipeline.storage import StorageError, open_storage, reading
 
 
 def read_text(path: str) -> str:
     """A UTF-8 text file, local or on any filesystem that fsspec opens."""
+    filesystem, inner = open_storage(path)
     try:
-        with fsspec.open(path, "rt", encoding="utf-8") as file:
+        with reading(path), filesystem.open(inner, "rt", encoding="utf-8") as file:
             return str(file.read())
+    except StorageError:
+        raise
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read: {error}") from None
 

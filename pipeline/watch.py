@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pipeline.errors import DataError, StalledError, data_error
+from pipeline.storage import TELL_AGAIN_SECONDS, TELL_SECONDS, tell_of_wait
 
 READ_SECONDS = 300.0
 
@@ -32,6 +33,7 @@ class Watch:
     def __init__(self, seconds: float = READ_SECONDS) -> None:
         self._seconds = seconds
         self._lock = threading.Lock()
+        self._tell_at = TELL_SECONDS
         self._reads: dict[int, tuple[str, int | None, float]] = {}
 
     @contextmanager
@@ -47,10 +49,17 @@ class Watch:
                 del self._reads[thread]
 
     def overdue(self) -> DataError | None:
-        """The error of the first read that takes too long."""
+        """The error of the first read that takes too long; of one that takes long there is a line on stderr."""
         now = time.monotonic()
         with self._lock:
             reads = list(self._reads.values())
+        waited = max((now - since for _, _, since in reads), default=0.0)
+        if waited < TELL_SECONDS:
+            self._tell_at = TELL_SECONDS
+        elif waited >= self._tell_at:
+            path, _, _ = min(reads, key=lambda read: read[2])
+            self._tell_at = waited + TELL_AGAIN_SECONDS
+            tell_of_wait(path, waited)
         for path, row_group, since in reads:
             if now - since >= self._seconds:
                 stalled = data_error(
