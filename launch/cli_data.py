@@ -46,7 +46,7 @@ def add_data(commands: Commands) -> None:
     csv = data.add(
         "csv",
         _csv,
-        "turn a CSV file into Parquet, and propose a feature schema and a configuration",
+        "turn CSV files into Parquet, and propose a feature schema and a configuration",
         "rankmixer data csv clicks.csv --out data/clicks --label bought --time when",
     )
     csv.add_argument("files", nargs="+", metavar="FILE", help="CSV files: paths, globs, directories or URLs; one table")
