@@ -64,6 +64,7 @@ def predict(config: Config, checkpoint: str, data: str, out: str, keys: Sequence
         ValueError: `out` exists, a key is not in the files or is one of the new columns, or a row cannot be read.
     """
     tasks = config.feature_schema.tasks
+    keys = list(dict.fromkeys(keys))
     names = [f"{task}_probability" for task in tasks] + [f"{task}_logit" for task in tasks if logits]
     taken = sorted(set(keys) & set(names))
     if taken:

@@ -34,7 +34,8 @@ def check_training(config: Config) -> None:
     if config.run.warm_start and not checkpoints_of(config).names():
         find_source(config.run.warm_start)
     if config.data.stream is None:
-        check_files(config, config.data.train)
+        trained = check_files(config, config.data.train).schema_as_hashed()
+        config = config.model_copy(update={"feature_schema": trained})
     else:  # each portion is judged before it is trained on
         check_evaluation(config, config.data.train)
     for paths in (config.data.evaluate, config.data.test):

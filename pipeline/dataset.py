@@ -88,6 +88,16 @@ class ParquetDataset:
             return None
         return "strings" if self.encoders[name].strings else "integers"
 
+    def schema_as_hashed(self) -> Schema:
+        """The schema, which says of each hashed feature whether these files hold integers or strings."""
+        hashed = {
+            name: feature.model_copy(update={"values": self.hashed_values(name)})
+            for name, feature in self.schema.features.items()
+            if isinstance(feature, Id | IdList) and feature.hashes and feature.values is None
+        }
+        features = {**self.schema.features, **hashed}
+        return Schema(features=features, labels=self.schema.labels, weight=self.schema.weight)
+
     def _encoder(self, name: str, feature: Id | IdList) -> IdEncoder:
         type_ = element(_typed(self.files, feature.column).type)
         strings = is_string(type_)

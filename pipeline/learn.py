@@ -58,7 +58,7 @@ def learn(
     if hashed:
         dataset = ParquetDataset(files, Schema(features=hashed, labels=schema.labels), labels=False, **opening)
         files = dataset.files
-        features |= {name: f.model_copy(update={"values": dataset.hashed_values(name)}) for name, f in hashed.items()}
+        features |= dataset.schema_as_hashed().features
     if schema.to_learn:
         features |= _learnt(schema, files, most_rows, sample, opening)
     return Schema(features=features, labels=schema.labels, weight=schema.weight)

@@ -147,6 +147,15 @@ def test_a_label_that_float32_takes_for_1_is_right(tmp_path: Path) -> None:
     check_training(load_config(str(job.config)))
 
 
+def test_ids_of_another_kind_than_those_trained_on_are_found_before_the_first_step(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    for file in ("a", "b"):
+        table = pq.read_table(tmp_path / "test" / f"{file}.parquet")
+        pq.write_table(table.set_column(1, "city", table["user"]), tmp_path / "test" / f"{file}.parquet")
+    with pytest.raises(ValueError, match=r"test/a.parquet, column 'city': found type int64; expected strings"):
+        check_training(load_config(str(job.config)))
+
+
 def test_a_stream_needs_the_columns_of_the_evaluation_in_the_training_files(tmp_path: Path) -> None:
     job = Job(tmp_path)
     stream = ["data.stream={}", "train.epochs=1", "train.max_steps=9", "data.evaluate=null", "metrics.group=price"]

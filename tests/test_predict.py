@@ -223,6 +223,12 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
+def test_a_key_given_twice_is_one_column(job: Job, tmp_path: Path) -> None:
+    on = ["--config", str(job.config), "--checkpoint", "latest", "--data", str(job.folder / "test")]
+    assert main(["predict", *on, "--out", str(tmp_path / "out"), "--keys", "user,row", "--keys", "user"]) == 0
+    assert pq.read_table(tmp_path / "out").column_names == ["user", "row", "click_probability", "like_probability"]
+
+
 def test_the_rank_that_fails_says_why_and_nothing_is_left(job: Job, tmp_path: Path) -> None:
     shutil.copytree(job.folder / "test", job.folder / "bad")
     table = pq.read_table(job.folder / "bad" / "b.parquet")
