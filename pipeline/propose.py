@@ -12,10 +12,10 @@ import yaml
 from torch import nn
 
 from pipeline.column_facts import KEEP, Column
-from pipeline.column_profile import suggest_dim
 from pipeline.hash_check import choose_hash
 from pipeline.integer_meaning import meaning, thins_out
 from pipeline.labels import Found, looks_like_an_outcome, text_of
+from pipeline.table_size import suggest_dim
 
 MAX_RANGE = 1_000_000
 # Up to so many values a column has a vocabulary: a file that a person can read and every process loads at once, with a
@@ -55,11 +55,12 @@ class Proposer:
         self._taken.add(name)
         return name
 
-    def add(self, column: Column, told: str | None = None) -> None:
+    def add(self, column: Column, told: str | None = None, *, is_asked: bool = False) -> None:
         """The lines that a column suggests; a comment where it can teach nothing, or has the name of an answer.
 
         Args:
             told: the label that it tells in every training row.
+            is_asked: whether the user was asked already what its text is meant as.
         """
         reason = left_out(column)
         if reason is None and _is_named_outcome(column):
@@ -83,7 +84,7 @@ class Proposer:
             self.made.notes.append(
                 f"is {column.name} known before the label is? By its name it may be known only afterwards"
             )
-        if reason is None and (question := doubt(column)) is not None:
+        if reason is None and not is_asked and (question := doubt(column)) is not None:
             self.made.notes.append(f"kept as text {column.name}: {question}")
 
     def leave_out(self, name: str, reason: str, line: str = "") -> None:

@@ -188,7 +188,7 @@ def test_what_may_be_meant_as_something_else_is_asked(
     lines = [f"{value};{row % 2}" for row, value in enumerate(values * 10)]
     _, text = imported(tmp_path, "x;click\n" + "\n".join(lines))
     assert (f"; {question}\n" in text) == (question is not None)
-    assert (f"kept as text x: {question}\n" in capsys.readouterr().out) == (question is not None)
+    assert capsys.readouterr().out.count("kept as text x: ") == (question is not None)  # once
 
 
 @pytest.mark.parametrize("words", [("0.0", "1.0"), ("no", "Yes"), ("False", "TRUE"), ("n", "y")])

@@ -17,7 +17,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.csv
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline import csv_rows
@@ -61,6 +61,9 @@ def column(folder: Path, values: list[str], name: str = "x", **options: Any) -> 
         ("a,b\n1,é\n".encode("utf-16-le"), {"encoding": "utf-16-le"}, [(1, "é")]),
         ("a,b\n1,é\n".encode("latin-1"), {"encoding": "latin-1"}, [(1, "é")]),
         ('a,b\n1,"x, ""y""\nz"\n2,5" disk\n', {}, [(1, 'x, "y"\nz'), (2, '5" disk')]),
+        ("a,b\n1,x\ry\n\r2,z\r\n,\r0\n", {}, [(1, "x\ry"), (2, "z"), (None, "0")]),  # as pandas writes it
+        ("a,b\n1,x\r2,y\n3,z\r", {}, [(1, "x"), (2, "y"), (3, "z")]),
+        ("a,b\r1,x\r2,y\r", {}, [(1, "x"), (2, "y")]),
         ('a, b\n1, "x, y"\n', {}, [(1, "x, y")]),
         ('a,b\n1,"x\\"y"\n2,\\N\n', {"escape": "\\"}, [(1, 'x"y'), (2, None)]),
         ("a,b\n1,'x,y'\n", {"quote": "'"}, [(1, "x,y")]),
@@ -424,6 +427,7 @@ def same(text: str | None, value: Any, taken_as_empty: set[str]) -> bool:
 
 
 @settings(max_examples=150, deadline=None)
+@example(rows=[[None, "\r0"]], delimiter=",", end="\n", quoting=csv.QUOTE_MINIMAL, by_arrow=False)
 @given(
     tables(),
     st.sampled_from([",", ";", "\t", "|"]),
