@@ -16,6 +16,8 @@ from pipeline.column_reading import Reading
 
 # Whole numbers under such a name are codes, even where they are written as 7.0.
 CODE_NAME = re.compile(r"(^|[^a-z])(id|ids|code|key|no|number|zip)($|[^a-z])|Id$|ID$", re.IGNORECASE)
+# Fractions under such a name are no numbers: version 1.10 is not 1.1.
+VERSION_NAME = re.compile(r"(^|[^a-z])(version|code|id)$|(Version|Code|Id|ID)$")
 MAX_DISTINCT = 100_000  # values remembered per column; beyond, the count is a lower bound
 _MICRO = pa.timestamp("us")
 Kind = Literal["integer", "number", "date", "local", "zoned", "list", "text"]
@@ -168,6 +170,8 @@ class ColumnProfile:
             return f"numbers with different units: {units}; write them without, or all with the same"
         if self._has_code and not self._has_point:
             return "codes that look like numbers with exponents"
+        if self._has_point and not self.fits["integer"].fits and VERSION_NAME.search(self.name):
+            return "codes with a point, such as versions; if they are numbers, name the column otherwise"
         if self._has_phones and self.fits["integer"].fits:
             return "codes that begin with +"
         if self._has_groups and not self._has_point and self._told["decimal"] is None:

@@ -25,6 +25,7 @@ MANY = 200  # from so many rows on a column that hardly repeats a value is told 
 QUANTILES = 32
 LARGEST = 1e30  # beyond, squares of numbers and float32 overflow
 DECIMAL_COMMA = re.compile(r"-?[0-9]+(,[0-9]+)?")
+GROUPED = re.compile(r"-?[0-9]{1,3}(,[0-9]{3})*")
 OTHER_DATE = re.compile(r"[0-9]{1,2}[./-][0-9]{1,2}[./-][0-9]{2,4}\b")
 # Columns that are likely to say whose row it is: AUC within each of them is what a ranking is for.
 GROUP = re.compile(r"(user|visitor|customer|client|member|session)([ _]?id)?", re.IGNORECASE)
@@ -222,6 +223,8 @@ def left_out(column: Column) -> str | None:
 def doubt(column: Column) -> str | None:
     """What a column of text may be meant as, that is not understood."""
     wholes = [whole for whole in column.wholes if whole]
+    if wholes and all(map(GROUPED.fullmatch, wholes)) and any("," in whole for whole in wholes):
+        return "numbers with commas between thousands? Write them without"
     if wholes and all(map(DECIMAL_COMMA.fullmatch, wholes)) and any("," in whole for whole in wholes):
         return "numbers with a decimal comma? Write them with a point"
     if wholes and all(map(OTHER_DATE.match, wholes)):

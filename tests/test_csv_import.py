@@ -179,6 +179,7 @@ def test_names_that_yaml_torchrec_or_the_schema_would_misread(tmp_path: Path) ->
     [
         (["12,50", "7", "0,5"], "numbers with a decimal comma? Write them with a point"),
         (["01.06.2024", "2/6/24"], "dates? Write them as 2024-06-01"),
+        (["1,234", "7", "1,000,000"], "numbers with commas between thousands? Write them without"),
         (["1,2,3", "3", "1,2"], None),
     ],
 )
