@@ -2,8 +2,9 @@
 
 import re
 
+from pipeline.column_facts import TIME_NAME
 from pipeline.column_fit import Fit, shorten
-from pipeline.column_profile import TIME_NAME, ColumnProfile
+from pipeline.column_profile import ColumnProfile
 
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9.]*(,[0-9]+)?")
 _OTHER_DATE = re.compile(r"[0-9]{1,2}[./-]([0-9]{1,2}|[A-Za-z]{3})[./-][0-9]{2,4}\b")
@@ -50,9 +51,9 @@ def remark(profile: ColumnProfile) -> str | None:
     if profile.kind == "text" and profile.null_words and len(profile.values) > 1:
         words = ", ".join(f"{shorten(word)} in {count:,}" for word, count in profile.null_words.most_common(3))
         return f"kept as values of {name}: {words}; say --missing WORD if it means none"
-    if profile.is_number and profile.sign[0]:
+    if profile.kind in ("integer", "number") and profile.sign[0]:
         return f"{name}: numbers without their sign, such as {shorten(profile.sign[1])}"
-    if profile.integers and profile.values and all(map(_COMPACT_DATE.fullmatch, profile.values)):
+    if profile.kind == "integer" and profile.values and all(map(_COMPACT_DATE.fullmatch, profile.values)):
         return f"kept as integers {name}: dates? Say --time-format %Y%m%d"
     if profile.kind == "number" and TIME_NAME.search(name) and 1e9 <= profile.least <= profile.most < 4e9:
         return f"kept as numbers {name}: seconds since 1970? Write them without a fraction"

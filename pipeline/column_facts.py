@@ -75,11 +75,7 @@ class Column:
     @property
     def unit(self) -> Unit | None:
         """Of a column of integers that count the time since 1970."""
-        if self.is_integer and TIME_NAME.search(self.name):
-            for unit, per_second in EPOCHS.items():
-                if 1e9 * per_second <= self.moments.least and self.moments.most < 4e9 * per_second:
-                    return unit
-        return None
+        return epoch_unit(self.name, self.moments.least, self.moments.most) if self.is_integer else None
 
     @property
     def is_time(self) -> bool:
@@ -120,6 +116,19 @@ def column_facts(batches: Batches, schema: pa.Schema, folder: Path) -> dict[str,
     if separated:
         _count(batches, separated, folder / "elements")
     return columns
+
+
+def epoch_unit(name: str, least: float, most: float) -> Unit | None:
+    """The unit in which integers count the time since 1970, by their column's name and what they are between.
+
+    >>> epoch_unit("created_at", 1717236000, 1719828000), epoch_unit("price", 1717236000, 1719828000)
+    ('s', None)
+    """
+    if TIME_NAME.search(name):
+        for unit, per_second in EPOCHS.items():
+            if 1e9 * per_second <= least and most < 4e9 * per_second:
+                return unit
+    return None
 
 
 def is_list(type_: pa.DataType) -> bool:

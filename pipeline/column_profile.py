@@ -10,18 +10,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import column_text as text
+from pipeline.column_facts import Unit, epoch_unit
 from pipeline.column_fit import Fit, shorten
-from pipeline.column_reading import TRUTH, Reading
+from pipeline.column_reading import Reading
 
-# What separates the elements of a list; with a blank behind it where the text has one.
-SEPARATORS = ("|", ", ", "; ", ",", ";")
-# Integers under such a name may count the time since 1970: from 2001 to 2096 in one of these units.
-TIME_NAME = re.compile(r"time|stamp|date|(^|_)ts($|_)|_at$", re.IGNORECASE)
 # Whole numbers under such a name are codes, even where they are written as 7.0.
 CODE_NAME = re.compile(r"(^|[^a-z])(id|ids|code|key|no|number|zip)($|[^a-z])|Id$|ID$", re.IGNORECASE)
-EPOCHS: dict[Literal["s", "ms", "us", "ns"], int] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+# Fractions under such a name are no numbers: version 1.10 is not 1.1.
+VERSION_NAME = re.compile(r"(^|[^a-z])(version|code|id)$|(Version|Code|Id|ID)$")
 MAX_DISTINCT = 100_000  # values remembered per column; beyond, the count is a lower bound
-MANY = 200  # from so many rows on a column that hardly repeats a value is told apart
 _MICRO = pa.timestamp("us")
 Kind = Literal["integer", "number", "date", "local", "zoned", "list", "text"]
 
@@ -33,19 +30,17 @@ class ColumnProfile:
         missing, decimal, time_format: of CsvOptions.
 
     Attributes:
-        is_label: set by who knows which columns are to be predicted; the column then holds 0 and 1.
         nulls: empty rows, and those with a word of `missing` or Hive's null.
+        least, most: of numbers.
+        values: some different values, all if there are fewer than MAX_DISTINCT.
     """
 
     def __init__(
         self, name: str, missing: tuple[str, ...] = (), decimal: str | None = None, time_format: str | None = None
     ) -> None:
         self.name = name
-        self.is_label = False
         self.rows = self.nulls = 0
         self.least, self.most = math.inf, -math.inf
-        self.mean = self._deviations = 0.0  # of numbers: the mean, and the sum of squared deviations from it
-        self._numbers = 0
         self._told: dict[str, object] = {"missing": missing, "decimal": decimal, "time_format": time_format}
         types: dict[Kind, pa.DataType] = {
             "integer": pa.int64(),
@@ -67,10 +62,6 @@ class ColumnProfile:
         self._never: Counter[str] = Counter()  # integers that stand for "never" in a column of epochs
         self._earliest, self._latest = math.inf, -math.inf  # the other integers
         self.values: set[str] = set()
-        self.remembered = 0  # rows whose values are in `values`
-        self.elements: dict[str, set[str]] = {separator: set() for separator in SEPARATORS}
-        self.separated = dict.fromkeys(SEPARATORS, 0)  # values that hold the separator
-        self.occurrences = dict.fromkeys(SEPARATORS, 0)  # elements when split at it
 
     def _reading(self, type_: pa.DataType, *, unit: str | None = None, is_epoch: bool = False) -> Reading:
         return Reading(type_, unit=unit, is_epoch=is_epoch, **self._told)  # type: ignore[arg-type]
@@ -93,7 +84,8 @@ class ColumnProfile:
         word = text.is_missing(values)
         for value, count in zip(values.filter(word).to_pylist(), counts.filter(word).to_pylist(), strict=True):
             self.null_words[value] += count
-        self._update_text(values, counts)
+        if len(self.values) < MAX_DISTINCT:
+            self.values.update(values.to_pylist())
         integers = None
         for kind, fit in self.fits.items():
             if fit.given_up:
@@ -117,7 +109,8 @@ class ColumnProfile:
                 self._has_groups |= text.any_matches(values, text.GROUPED)
                 self._has_point |= text.any_matches(values, r"\.|[eE][+-]")
                 self._has_code |= not self._has_point and text.any_matches(values, text.CODE)
-            self._add_moments(read, counts)
+            bounds = pc.min_max(read)
+            self.least, self.most = min(self.least, bounds["min"].as_py()), max(self.most, bounds["max"].as_py())
         if kind == "integer":
             self._has_phones |= text.any_matches(values, text.SIGNED_CODE)
             self._is_dotted |= text.any_matches(values, r"\.")
@@ -128,9 +121,6 @@ class ColumnProfile:
             if bounds["min"].is_valid:
                 self._earliest = min(self._earliest, bounds["min"].as_py())
                 self._latest = max(self._latest, bounds["max"].as_py())
-            bounds = pc.min_max(read)
-            self.least = min(self.least, bounds["min"].as_py())
-            self.most = max(self.most, bounds["max"].as_py())
         if kind in ("local", "zoned"):
             self._is_fine |= text.any_matches(values, text.FINE)
         if kind == "list":
@@ -147,30 +137,6 @@ class ColumnProfile:
             if unit not in self._units:
                 self._units[unit] = values[pc.index(units, unit).as_py()].as_py()
 
-    def _add_moments(self, read: pa.Array, counts: pa.Array) -> None:
-        """Mean and variance of parts joined as Chan, Golub and LeVeque do: no large squares that cancel."""
-        rows = pc.sum(counts).as_py()
-        mean = pc.sum(pc.multiply(read, counts)).as_py() / rows
-        off = pc.subtract(read, mean)
-        squares = pc.sum(pc.multiply(pc.multiply(off, off), counts)).as_py()
-        shift, total = mean - self.mean, self._numbers + rows
-        self._deviations += squares + shift * shift * self._numbers * rows / total
-        self.mean += shift * rows / total
-        self._numbers = total
-        bounds = pc.min_max(read)
-        self.least, self.most = min(self.least, bounds["min"].as_py()), max(self.most, bounds["max"].as_py())
-
-    def _update_text(self, values: pa.Array, counts: pa.Array) -> None:
-        if len(self.values) < MAX_DISTINCT:
-            self.values.update(values.to_pylist())
-            self.remembered += pc.sum(counts).as_py() or 0
-        for separator in SEPARATORS:
-            elements = pc.add(pc.count_substring(values, separator), 1)
-            self.occurrences[separator] += pc.sum(pc.multiply(elements, counts)).as_py() or 0
-            self.separated[separator] += pc.sum(counts.filter(pc.greater(elements, 1))).as_py() or 0
-            if self.separated[separator] and len(self.elements[separator]) < MAX_DISTINCT:
-                self.elements[separator].update(pc.split_pattern(values, separator).flatten().to_pylist())
-
     @property
     def sign(self) -> tuple[str, str]:
         """The sign of a currency, or %, that all numbers have, and an example."""
@@ -180,11 +146,6 @@ class ColumnProfile:
     def has_long_lists(self) -> bool:
         """Whether a list in brackets has several elements: otherwise they are no lists."""
         return self._longest > 1
-
-    @property
-    def deviation(self) -> float:
-        """The standard deviation of a column of numbers."""
-        return math.sqrt(self._deviations / max(self._numbers, 1))
 
     @property
     def kind(self) -> Kind:
@@ -209,6 +170,8 @@ class ColumnProfile:
             return f"numbers with different units: {units}; write them without, or all with the same"
         if self._has_code and not self._has_point:
             return "codes that look like numbers with exponents"
+        if self._has_point and not self.fits["integer"].fits and VERSION_NAME.search(self.name):
+            return "codes with a point, such as versions; if they are numbers, name the column otherwise"
         if self._has_phones and self.fits["integer"].fits:
             return "codes that begin with +"
         if self._has_groups and not self._has_point and self._told["decimal"] is None:
@@ -218,8 +181,6 @@ class ColumnProfile:
     @property
     def reading(self) -> Reading:
         """How the text becomes values."""
-        if self.is_label:
-            return self._reading(pa.int8())
         kind = self.kind
         if kind == "text":
             return self._text
@@ -246,23 +207,9 @@ class ColumnProfile:
         return pa.string()
 
     @property
-    def is_list(self) -> bool:
-        """Lists in brackets, or values with a separator."""
-        return self.kind == "list" or self.separator is not None
-
-    @property
-    def list_elements(self) -> set[str]:
-        """Different elements of a column of lists."""
-        return self._elements if self.kind == "list" else self.elements[self.separator or ","]
-
-    @property
-    def integers(self) -> bool:
-        return self.kind == "integer"
-
-    @property
     def missing_words(self) -> Counter[str]:
         """Words taken as "no value", and in how many rows."""
-        if self.kind == "text" or self.is_label:
+        if self.kind == "text":
             return self.text_missing
         return self.fits[self.kind].missing + self.text_missing + (self._never if self.unit else Counter())
 
@@ -274,80 +221,12 @@ class ColumnProfile:
         return self.fits[self.kind].missing_rows + (self._never.total() if self.unit else 0)
 
     @property
-    def known(self) -> int:
-        """Rows with a value."""
-        return self.rows - self.nulls - self.words
-
-    @property
-    def is_number(self) -> bool:
-        return self.kind in ("integer", "number")
-
-    @property
-    def is_time(self) -> bool:
-        """Dates, points in time, or integers that count them."""
-        return self.kind in ("date", "local", "zoned") or self.unit is not None
-
-    @property
-    def unit(self) -> Literal["s", "ms", "us", "ns"] | None:
+    def unit(self) -> Unit | None:
         """Of a column of integers that count the time since 1970."""
-        if self.kind == "integer" and TIME_NAME.search(self.name):
-            for unit, per_second in EPOCHS.items():
-                if 1e9 * per_second <= self._earliest and self._latest < 4e9 * per_second:
-                    return unit
-        return None
-
-    @property
-    def constant(self) -> str | None:
-        """The value that every row has."""
-        return next(iter(self.values)) if len(self.values) == 1 and not self.nulls else None
-
-    @property
-    def hardly_repeats(self) -> bool:
-        """Whether nearly every row has a value of its own, so that nothing can be learnt of it."""
-        return self.remembered >= MANY and len(self.values) >= 0.95 * self.remembered
-
-    @property
-    def truths(self) -> set[int] | None:
-        """What the values are as labels; None if they are no labels."""
-        words = {value.lower().removesuffix(".0") for value in self.values}
-        return {TRUTH[word] for word in words} if words and words <= set(TRUTH) else None
-
-    @property
-    def separator(self) -> str | None:
-        """The separator of a column of lists: in a tenth of the values at least, with elements that recur.
-
-        Prose has commas too, but as many different pieces as values.
-        """
-        likely = max(SEPARATORS, key=lambda separator: self.separated[separator])
-        often = self.separated[likely] * 10 >= max(self.rows - self.nulls, 1)
-        recur = len(self.elements[likely]) * 2 <= self.occurrences[likely]
-        is_prose = likely != "|" and len(self.elements[likely]) > len(self.values)
-        return likely if self.kind == "text" and often and recur and not is_prose else None
+        return epoch_unit(self.name, self._earliest, self._latest) if self.kind == "integer" else None
 
 
 def _as_numbers(integers: pa.Array) -> pa.Array:
     """Integers as doubles, null where a double has not digits enough."""
     exact = pc.and_(pc.less(integers, 10**15), pc.greater(integers, -(10**15)))
     return pc.cast(pc.if_else(exact, integers, None), pa.float64())
-
-
-def suggest_buckets(distinct: int) -> int:
-    """Four buckets an id at least, a power of two: then about a fifth of the ids or fewer share one.
-
-    For one in a hundred it would take a hundred buckets an id.
-
-    >>> suggest_buckets(1000)
-    4096
-    """
-    return 1 << max(4 * distinct - 1, 15).bit_length()
-
-
-def suggest_dim(distinct: int) -> int:
-    """8 for up to 64 ids, 16 up to 65,536, then their fourth root, as a multiple of 4.
-
-    The fourth root is a rule of thumb of the TensorFlow team ("Introducing TensorFlow Feature Columns", 2017).
-
-    >>> [suggest_dim(ids) for ids in (2, 1000, 1_000_000, 100_000_000)]
-    [8, 16, 32, 100]
-    """
-    return 8 if distinct <= 64 else max(16, math.ceil(distinct**0.25 / 4) * 4)

@@ -13,10 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import column_text as text
+from pipeline.labels import truth
 
 KEY = b"rankmixer.csv"  # of the metadata of a Parquet column that says how its text was read
-# Text that means 0 or 1 in a column of labels, in small letters.
-TRUTH = {"0": 0, "1": 1, "false": 0, "true": 1, "f": 0, "t": 1, "no": 0, "yes": 1, "n": 0, "y": 1}
 _INT64 = pa.int64()
 
 
@@ -84,8 +83,7 @@ class Reading:
         if pa.types.is_string(type_):
             return values
         if type_ == pa.int8():
-            found = [TRUTH.get(value.lower().removesuffix(".0")) for value in values.to_pylist()]
-            return pa.array(found, type_)
+            return pa.array(map(truth, values.to_pylist()), type_)
         if pa.types.is_integer(type_):
             return self._integers(values)
         if pa.types.is_floating(type_):

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipeline.column_text import DATA_WORD
 from pipeline.csv_dialect import LINE_CHARS, CsvOptions
 from pipeline.csv_rows import CsvRows, as_strings, check_text
-from pipeline.csv_text import TextFile, find_text, open_text
+from pipeline.csv_text import TextFile, find_text, lines_of, open_text
 
 HEAD_ROWS = 100
 HEAD_CHARS = 1 << 20
@@ -153,8 +153,10 @@ class CsvFiles:
 def _head(stream: io.TextIOWrapper) -> list[str]:
     """Some first lines of a file."""
     lines: list[str] = []
-    while len(lines) < HEAD_ROWS and sum(map(len, lines)) < HEAD_CHARS and (line := stream.readline(LINE_CHARS)):
+    for line in lines_of(stream, LINE_CHARS):
         lines.append(line)
+        if len(lines) == HEAD_ROWS or sum(map(len, lines)) >= HEAD_CHARS:
+            break
     return lines
 
 

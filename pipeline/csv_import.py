@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
+from pipeline.column_doubt import doubt
 from pipeline.csv_dialect import CsvOptions
 from pipeline.csv_source import CsvSource
 from pipeline.import_table import import_table
@@ -28,6 +29,7 @@ class _Rows:
         self.schema = source.schema
         self.left_out: Mapping[str, str] = {}
         self.hints = source.report()
+        self.asked = [name for name, profile in source.profiles.items() if doubt(profile) is not None]
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         rows = 0

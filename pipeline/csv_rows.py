@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.csv_dialect import LINE_CHARS, CsvOptions, is_blank
+from pipeline.csv_text import CARRIAGE_RETURN, lines_of
 
 BLOCK_BYTES = 4 << 20
 BLOCK_ROWS = 1 << 14
@@ -43,6 +44,7 @@ class CsvRows:
         self._before = 0  # the line on which the row before ends
         self._header: list[str] = []
         self._null = re.compile(rf"(?<![^{re.escape(delimiter)}])\\N(?![^{re.escape(delimiter)}\r\n])")
+        self._has_returns = False  # whether a value has held CARRIAGE_RETURN
         self._reader = options.rows(self._lines(), delimiter)
 
     def header(self) -> list[str]:
@@ -51,8 +53,8 @@ class CsvRows:
             row: list[str] = next((row for row in self._reader if not is_blank(row)), [])
         except csv.Error as error:
             self._refuse(str(error))
-        self._before, self._header = self._reader.line_num, row
-        return [value.strip() for value in row]
+        self._before, self._header = self._reader.line_num, self._restored(row)
+        return [value.strip() for value in self._header]
 
     def take(self) -> tuple[list[int], list[list[str]]] | None:
         """Lines and values of the next rows, perhaps of none; None at the end.
@@ -77,6 +79,12 @@ class CsvRows:
             is_end = False
             first, last = self._before + 1, reader.line_num
             self._before = last
+            if self._has_returns:
+                if len(row) != width and (ended := self._ended_by_returns(row)):
+                    lines += [first] * len(ended)
+                    rows += ended
+                    continue
+                row = self._restored(row)
             if len(row) != width or (width == 1 and not row[0]):
                 if not is_blank(row):
                     self.refuse_width(first, row)
@@ -97,6 +105,21 @@ class CsvRows:
                 break
         return not is_end
 
+    def _ended_by_returns(self, row: Sequence[str]) -> list[list[str]]:
+        """The rows on a line where a CR alone ends each, if all then have the right number of values; else none."""
+        if not any(CARRIAGE_RETURN in value for value in row):
+            return []
+        pieces = io.StringIO(self._line.replace(CARRIAGE_RETURN, "\r"), newline="")
+        try:
+            found = list(self._options.rows(map(self._escaped, pieces), self._delimiter))
+        except csv.Error:
+            return []
+        return found if all(len(values) == self._width for values in found) else []
+
+    @staticmethod
+    def _restored(row: Sequence[str]) -> list[str]:
+        return [value.replace(CARRIAGE_RETURN, "\r") for value in row]
+
     def refuse_width(self, line: int, row: Sequence[str]) -> NoReturn:
         """Raise the error of a row that has another number of values than there are names."""
         raise ValueError(
@@ -106,21 +129,23 @@ class CsvRows:
         )
 
     def _lines(self) -> Iterator[str]:
-        for number in range(1, 1 << 62):
-            self._line = self._stream.readline(LINE_CHARS + 1)
-            if not self._line:
-                return
+        for number, line in enumerate(lines_of(self._stream, LINE_CHARS), 1):
+            self._line = line
+            self._has_returns |= CARRIAGE_RETURN in line
             if len(self._line) > LINE_CHARS:
                 raise ValueError(f"{self._name}: line {number} has more than {LINE_CHARS:,} characters; is it text?")
             if "\0" in self._line:
                 raise ValueError(
                     f"{self._name}: line {number} holds a NUL byte; the file is damaged, or its --encoding another"
                 )
-            if self._options.escape == "\\" and "\\N" in self._line:
-                # The csv module would make an N of the null that Hive and MySQL write.
-                yield self._null.sub(r"\\\\N", self._line)
-            else:
-                yield self._line
+            yield self._escaped(line)
+        self._line = ""
+
+    def _escaped(self, line: str) -> str:
+        """Keep the null that Hive and MySQL write, of which the csv module would make an N."""
+        if self._options.escape == "\\" and "\\N" in line:
+            return self._null.sub(r"\\\\N", line)
+        return line
 
     def _refuse(self, error: str) -> NoReturn:
         first, last = self._before + 1, self._reader.line_num

@@ -20,6 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.locate import resolve
 
+CARRIAGE_RETURN = "\ud80d"  # stands for one within a value; half of a surrogate pair, which no text holds
 SUFFIX = re.compile(r"\.(csv|tsv|tab|psv|txt|dat|data)(\.(gz|bz2|xz|zst|zip))?$", re.IGNORECASE)
 # What the first bytes of files of other kinds are, and what to do with these.
 FOREIGN = {
@@ -131,6 +132,26 @@ def open_text(file: TextFile, encoding: str | None = None) -> Iterator[io.TextIO
         raise ValueError(f"{file.name}: is not {encoding or 'what its byte order mark says'} ({error})") from None
     except (EOFError, lzma.LZMAError, zipfile.BadZipFile, OSError) as error:
         raise ValueError(f"{file.name}: cannot be read ({_sentence(error)}); copy it again, or check access") from None
+
+
+def lines_of(stream: io.TextIOWrapper, longest: int) -> Iterator[str]:
+    """The lines of a text, each with its end; one of more than `longest` characters ends there.
+
+    Where the first line ends in LF or CRLF, a CR alone ends none: pandas and the csv module write one that is part of a
+    value without quotation marks. It comes as CARRIAGE_RETURN, for csv.reader would take it for the end of a row.
+    """
+    is_ended_by_cr: bool | None = None
+    while line := stream.readline(longest + 1):
+        if is_ended_by_cr is None:
+            is_ended_by_cr = line.endswith("\r")
+        if line.endswith("\r") and not is_ended_by_cr:
+            pieces, size = [line], len(line)
+            while pieces[-1].endswith("\r") and size <= longest and (more := stream.readline(longest + 1)):
+                pieces[-1] = pieces[-1][:-1] + CARRIAGE_RETURN
+                pieces.append(more)
+                size += len(more)
+            line = "".join(pieces)
+        yield line
 
 
 def _peek(binary: io.BufferedReader) -> bytes:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.column_profile import suggest_buckets, suggest_dim
 from pipeline.dataset import ParquetDataset
 from pipeline.features import Ids, Number
 from pipeline.files import ParquetFiles
@@ -17,6 +16,7 @@ from pipeline.id_profile import IdProfile, Watch, wide
 from pipeline.number_profile import LabelProfile, NumberProfile, sampled_rows
 from pipeline.rows import Place
 from pipeline.schema import Schema
+from pipeline.table_size import suggest_buckets, suggest_dim
 
 PIECE_ROWS = 131_072
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from pipeline.column_profile import suggest_buckets
 from pipeline.hashing import hash_integers, hash_strings, into_buckets
+from pipeline.table_size import suggest_buckets
 
 SMALL = 0.05  # a share of lookups that is small enough
 SEEDS = 8

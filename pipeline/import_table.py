@@ -8,7 +8,7 @@ only a test row has gets no place, and no number is of rows that the model is ju
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -54,6 +54,10 @@ class Source(Protocol):
     @property
     def hints(self) -> Sequence[str]:
         """What the user should know of how it was read."""
+
+    @property
+    def asked(self) -> Collection[str]:
+        """Columns of text of which `hints` ask what they are meant as."""
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """All rows of some columns."""
@@ -188,7 +192,7 @@ def _propose(
     leaks = tell_the_label(training, columns, list(labels))
     about = (f"rankmixer {source.command}", Path(source.name).name)
     known = {name: (count / sum(rows), labels[name]) for name, count in ones.items()}
-    notes = write_proposal(folder, about, columns, known, (source.left_out, leaks), (sum(rows), rows[0]))
+    notes = write_proposal(folder, about, columns, known, (source.left_out, leaks), source.asked, (sum(rows), rows[0]))
     (folder / "run.yaml").write_text(config_text(about, out, list(columns.values()), rows, files), encoding="utf-8")
     return list(columns.values()), notes
 

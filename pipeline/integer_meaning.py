@@ -10,6 +10,7 @@ import numpy as np
 Meaning = Literal["id", "number", "both"]
 
 CODES = 50  # so few different values are codes, or do as well as codes
+EXACT = 1 << 53  # integers that a double cannot hold are hashes, or ids made of several numbers: no quantity
 COUNTED_FIRST = re.compile(r"num|n|nb|no|number|count|total|sum|avg|mean|max|min")
 ID_WORDS = re.compile(
     r"id|uid|gid|pid|idx|index|code|recode|key|sku|asin|isbn|zip|zipcode|postcode|hash|uuid|guid|pin|phone|"
@@ -30,8 +31,9 @@ QUANTITY_WORDS = re.compile(
 def meaning(name: str, values: np.ndarray, counts: np.ndarray) -> tuple[Meaning, str]:
     """What integers are meant as, and by what that is known.
 
-    The name decides first, by its last word or a counting word at its front. Else up to 50 different values are codes;
-    negative values, or values that thin out upwards and are mostly round, are a quantity; the rest may be both.
+    The name decides first, by its last word or a counting word at its front. Else up to 50 different values are codes,
+    and so are integers beyond 2**53; negative values, or values that thin out upwards and are mostly round, are a
+    quantity; the rest may be both.
 
     Args:
         values: (N,) the different values, in any order.
@@ -48,6 +50,8 @@ def meaning(name: str, values: np.ndarray, counts: np.ndarray) -> tuple[Meaning,
         return named, "by its name"
     if len(values) <= CODES:
         return "id", "few values"
+    if _share(counts, (values >= EXACT) | (values <= -EXACT)) >= 0.5:
+        return "id", "hashes of 64 bits"
     if values.min() < -1:  # -1 alone stands for unknown
         return "number", "negative values"
     if thins_out(values) and (_share(counts, values == values.min()) >= 0.1 or _share(counts, values % 5 == 0) >= 0.8):

@@ -42,10 +42,8 @@ class Found:
         """What they are as labels; None if they are none."""
         if self.more or not self.values:
             return None
-        try:
-            return {_truth(value) for value in self.values}
-        except ValueError:
-            return None
+        found = {truth(value) for value in self.values}
+        return None if None in found else {one for one in found if one is not None}
 
 
 def choose_labels(
@@ -86,6 +84,22 @@ def found_in(batches: Callable[[Sequence[str]], Iterable[pa.RecordBatch]], colum
         if not left:
             break
     return {name: Found(frozenset(values[name]), nulls[name], name not in left) for name in columns}
+
+
+def truth(text: str) -> int | None:
+    """What text means as a label; None if nothing.
+
+    >>> [truth(text) for text in ("Yes", "0.0", "2", "maybe")]
+    [1, 0, None, None]
+    """
+    lower = text.strip().lower()
+    if lower in TRUTH:
+        return TRUTH[lower]
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return int(number) if number in (0.0, 1.0) else None
 
 
 def as_labels(array: pa.Array, positive: Sequence[str] = ()) -> pa.Array:
@@ -150,18 +164,12 @@ def is_label(field: pa.Field) -> bool:
     return b"positive" in (field.metadata or {})
 
 
-def _truth(text: str) -> int:
-    lower = text.strip().lower()
-    if lower in TRUTH:
-        return TRUTH[lower]
-    number = float(text)
-    if number not in (0.0, 1.0):
-        raise ValueError(f"{text} is no label")
-    return int(number)
-
-
 def _is_one(text: str, positive: Sequence[str]) -> bool:
-    return text in positive or _number_text(text) in positive if positive else _truth(text) == 1
+    if positive:
+        return text in positive or _number_text(text) in positive
+    if (one := truth(text)) is None:
+        raise ValueError(f"{text} is no label")
+    return one == 1
 
 
 def _number_text(text: str) -> str:

@@ -50,6 +50,7 @@ class ParquetSource:
     """
 
     command = "data parquet"
+    asked: Sequence[str] = ()
 
     def __init__(self, paths: Sequence[str], *, as_they_lie: bool = False) -> None:
         self._parquet = ParquetFiles.open(list(paths))

@@ -12,10 +12,10 @@ import yaml
 from torch import nn
 
 from pipeline.column_facts import KEEP, Column
-from pipeline.column_profile import suggest_dim
 from pipeline.hash_check import choose_hash
 from pipeline.integer_meaning import meaning, thins_out
 from pipeline.labels import Found, looks_like_an_outcome, text_of
+from pipeline.table_size import suggest_dim
 
 MAX_RANGE = 1_000_000
 # Up to so many values a column has a vocabulary: a file that a person can read and every process loads at once, with a
@@ -25,6 +25,7 @@ MANY = 200  # from so many rows on a column that hardly repeats a value is told 
 QUANTILES = 32
 LARGEST = 1e30  # beyond, squares of numbers and float32 overflow
 DECIMAL_COMMA = re.compile(r"-?[0-9]+(,[0-9]+)?")
+GROUPED = re.compile(r"-?[0-9]{1,3}(,[0-9]{3})*")
 OTHER_DATE = re.compile(r"[0-9]{1,2}[./-][0-9]{1,2}[./-][0-9]{2,4}\b")
 # Columns that are likely to say whose row it is: AUC within each of them is what a ranking is for.
 GROUP = re.compile(r"(user|visitor|customer|client|member|session)([ _]?id)?", re.IGNORECASE)
@@ -55,11 +56,12 @@ class Proposer:
         self._taken.add(name)
         return name
 
-    def add(self, column: Column, told: str | None = None) -> None:
+    def add(self, column: Column, told: str | None = None, *, is_asked: bool = False) -> None:
         """The lines that a column suggests; a comment where it can teach nothing, or has the name of an answer.
 
         Args:
             told: the label that it tells in every training row.
+            is_asked: whether the user was asked already what its text is meant as.
         """
         reason = left_out(column)
         if reason is None and _is_named_outcome(column):
@@ -83,7 +85,7 @@ class Proposer:
             self.made.notes.append(
                 f"is {column.name} known before the label is? By its name it may be known only afterwards"
             )
-        if reason is None and (question := doubt(column)) is not None:
+        if reason is None and not is_asked and (question := doubt(column)) is not None:
             self.made.notes.append(f"kept as text {column.name}: {question}")
 
     def leave_out(self, name: str, reason: str, line: str = "") -> None:
@@ -221,6 +223,8 @@ def left_out(column: Column) -> str | None:
 def doubt(column: Column) -> str | None:
     """What a column of text may be meant as, that is not understood."""
     wholes = [whole for whole in column.wholes if whole]
+    if wholes and all(map(GROUPED.fullmatch, wholes)) and any("," in whole for whole in wholes):
+        return "numbers with commas between thousands? Write them without"
     if wholes and all(map(DECIMAL_COMMA.fullmatch, wholes)) and any("," in whole for whole in wholes):
         return "numbers with a decimal comma? Write them with a point"
     if wholes and all(map(OTHER_DATE.match, wholes)):

@@ -1,7 +1,7 @@
 """schema.yaml, run.yaml and vocabularies as `rankmixer data csv` and `data parquet` write them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from pipeline.column_facts import Column
@@ -30,6 +30,7 @@ def write_proposal(
     columns: Mapping[str, Column],
     labels: Mapping[str, tuple[float, Sequence[str]]],
     absent: tuple[Mapping[str, str], Mapping[str, str]],
+    asked: Collection[str],
     rows: tuple[int, int],
 ) -> list[str]:
     """Write the schema and its vocabularies into `folder`; what there is to say about them.
@@ -39,11 +40,12 @@ def write_proposal(
         columns: what could be a feature.
         labels: of each the share of ones, and the values that count as such.
         absent: columns that cannot be read, and why; and those that tell the label, and which.
+        asked: columns of which the user was asked already what their text is meant as.
         rows: all, and those that train.
     """
     proposer = Proposer()
     for column in columns.values():
-        proposer.add(column, absent[1].get(column.name))
+        proposer.add(column, absent[1].get(column.name), is_asked=column.name in asked)
     for name, reason in absent[0].items():
         proposer.leave_out(name, reason)
     lines = [proposer.add_label(label, *known) for label, known in labels.items()]

@@ -179,6 +179,7 @@ def test_names_that_yaml_torchrec_or_the_schema_would_misread(tmp_path: Path) ->
     [
         (["12,50", "7", "0,5"], "numbers with a decimal comma? Write them with a point"),
         (["01.06.2024", "2/6/24"], "dates? Write them as 2024-06-01"),
+        (["1,234", "7", "1,000,000"], "numbers with commas between thousands? Write them without"),
         (["1,2,3", "3", "1,2"], None),
     ],
 )
@@ -188,7 +189,7 @@ def test_what_may_be_meant_as_something_else_is_asked(
     lines = [f"{value};{row % 2}" for row, value in enumerate(values * 10)]
     _, text = imported(tmp_path, "x;click\n" + "\n".join(lines))
     assert (f"; {question}\n" in text) == (question is not None)
-    assert (f"kept as text x: {question}\n" in capsys.readouterr().out) == (question is not None)
+    assert capsys.readouterr().out.count("kept as text x: ") == (question is not None)  # once
 
 
 @pytest.mark.parametrize("words", [("0.0", "1.0"), ("no", "Yes"), ("False", "TRUE"), ("n", "y")])

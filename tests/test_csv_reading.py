@@ -17,7 +17,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.csv
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline import csv_rows
@@ -61,6 +61,9 @@ def column(folder: Path, values: list[str], name: str = "x", **options: Any) -> 
         ("a,b\n1,é\n".encode("utf-16-le"), {"encoding": "utf-16-le"}, [(1, "é")]),
         ("a,b\n1,é\n".encode("latin-1"), {"encoding": "latin-1"}, [(1, "é")]),
         ('a,b\n1,"x, ""y""\nz"\n2,5" disk\n', {}, [(1, 'x, "y"\nz'), (2, '5" disk')]),
+        ("a,b\n1,x\ry\n\r2,z\r\n,\r0\n", {}, [(1, "x\ry"), (2, "z"), (None, "0")]),  # as pandas writes it
+        ("a,b\n1,x\r2,y\n3,z\r", {}, [(1, "x"), (2, "y"), (3, "z")]),
+        ("a,b\r1,x\r2,y\r", {}, [(1, "x"), (2, "y")]),
         ('a, b\n1, "x, y"\n', {}, [(1, "x, y")]),
         ('a,b\n1,"x\\"y"\n2,\\N\n', {"escape": "\\"}, [(1, 'x"y'), (2, None)]),
         ("a,b\n1,'x,y'\n", {"quote": "'"}, [(1, "x,y")]),
@@ -317,6 +320,8 @@ FEW = ["0.25", "1.5", "-2", "7.125"]
         (["1700000000", "0", "-1"], {"name": "created_at"}, [1700000000, None, None], "'0' in 1, '-1' in 1"),
         (["1700000000000", "9223372036854775807"], {"name": "ts"}, [1700000000000, None], "in 1"),
         (["1700000000", "0"], {}, [1700000000, 0], "int64"),
+        (["1.9", "1.10"], {"name": "app_version"}, None, "codes with a point, such as versions"),
+        (["1.9", "1.10"], {"name": "conversion"}, [1.9, 1.1], "double"),
         # lists
         (["[1, 2]", "[]", ""], {}, [[1, 2], [], None], "list of int64"),
         (["(1,2)", "(5,)"], {}, [[1, 2], [5]], "list of int64"),
@@ -424,6 +429,7 @@ def same(text: str | None, value: Any, taken_as_empty: set[str]) -> bool:
 
 
 @settings(max_examples=150, deadline=None)
+@example(rows=[[None, "\r0"]], delimiter=",", end="\n", quoting=csv.QUOTE_MINIMAL, by_arrow=False)
 @given(
     tables(),
     st.sampled_from([",", ";", "\t", "|"]),

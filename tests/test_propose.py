@@ -155,6 +155,8 @@ INTEGERS: list[tuple[str, np.ndarray, str]] = [
     ("c1", RANDOM.integers(-1, 20, 2000), "id"),  # -1 stands for unknown
     ("c2", RANDOM.integers(-300, 300, 2000), "number"),
     ("c3", (RANDOM.lognormal(8, 1.5, 2000) // 10 * 10).astype(int), "number"),  # amounts, rounded
+    ("c6", RANDOM.integers(-(2**63), 2**63 - 1, 300)[RANDOM.integers(0, 300, 2000)], "id"),  # hashes
+    ("c7", RANDOM.integers(2**63, 2**64 - 1, 300, np.uint64)[RANDOM.integers(0, 300, 2000)], "id"),
     ("c4", RANDOM.permutation(800)[RANDOM.integers(0, 800, 2000)], "both"),
     ("c5", (RANDOM.zipf(1.5, 2000) % 10_000).astype(int), "number"),  # most at the least value, thinning out
 ]
@@ -256,6 +258,17 @@ def test_what_tells_the_label_in_every_row_is_no_feature(tmp_path: Path, capsys:
     for name in ("stage", "mirror"):
         assert f"is {name} known before click is? It tells click in every training row" in printed
     assert "nearly" not in printed
+
+
+def test_what_is_empty_or_0_but_for_one_label_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows, one_N = 400, np.arange(400) % 2 == 1
+    order = [f"order {row % 90}" if one else None for row, one in enumerate(one_N)]
+    spent, other = np.where(one_N, RANDOM.integers(1, 900, rows), 0), RANDOM.integers(0, 4, rows) * 1.5
+    proposed(tmp_path, order=order, spent=spent, spent_float=spent + 0.25 * one_N, other=other)
+    printed = capsys.readouterr().out
+    for name in ("order", "spent", "spent_float"):
+        assert f"is {name} known before click is? It tells click in every training row" in printed
+    assert "is other known" not in printed
 
 
 @pytest.mark.parametrize(
