@@ -32,7 +32,7 @@ def list_checkpoints(where: str, *, as_json: bool) -> None:
         {"name": name, "bytes": _bytes(files, name), "state": "set aside"} for name in ([] if only else files.aside())
     ]
     with_metric = [entry for entry in found if entry.get("metric") is not None]
-    table = Table("checkpoint", "step", "metric", "MB", "age", "", "state", title=files.root)
+    table = Table("checkpoint", "step", "metric", "MB", "age", "", "state")
     best, latest = files.by_metric()[:1], files.names()[-1:]
     for entry in found:
         entry["best"], entry["latest"] = [entry["name"]] == best, [entry["name"]] == latest
@@ -47,7 +47,7 @@ def list_checkpoints(where: str, *, as_json: bool) -> None:
             marks,
             entry["state"] + (f": {entry['found']}" if entry.get("found") else ""),
         )
-    show({"directory": files.root, "checkpoints": found}, table, as_json=as_json)
+    show({"directory": files.root, "checkpoints": found}, files.root, table, as_json=as_json)
 
 
 def verify_checkpoints(where: str, *, as_json: bool) -> None:
@@ -58,7 +58,7 @@ def verify_checkpoints(where: str, *, as_json: bool) -> None:
     """
     files, only = _opened(where)
     found, damages = [], []
-    table = Table("checkpoint", "MB", "state", title=files.root)
+    table = Table("checkpoint", "MB", "state")
     for name in [only] if only else files.names():
         damage = damage_of(files, name)
         found.append({"name": name, "whole": damage is None, "bytes": _bytes(files, name)})
@@ -66,7 +66,7 @@ def verify_checkpoints(where: str, *, as_json: bool) -> None:
             damages.append(damage)
             found[-1] |= {"file": damage.file, "found": damage.found}
         table.add_row(name, f"{_bytes(files, name) / MB:,.1f}", "damaged" if damage else "whole")
-    show({"directory": files.root, "checkpoints": found, "damaged": len(damages)}, table, as_json=as_json)
+    show({"directory": files.root, "checkpoints": found, "damaged": len(damages)}, files.root, table, as_json=as_json)
     if damages:
         raise JobFailed(
             f"{len(damages)} of {len(found)} checkpoints are damaged: {'; '.join(map(str, damages))}; a run that "
@@ -98,7 +98,7 @@ def show_checkpoint(where: str, *, as_json: bool) -> None:
         **{key: meta.get(key) for key in ("position", "evaluation", "world_size", "device", "versions")},
         "tensors": tensors,
     }
-    facts = Table(show_header=False, title=files.path(name))
+    facts = Table(show_header=False)
     for key, value in found.items():
         if key not in ("checkpoint", "tensors"):
             items = value.items() if isinstance(value, dict) else ()
@@ -107,7 +107,7 @@ def show_checkpoint(where: str, *, as_json: bool) -> None:
     for fqn, tensor in tensors.items():
         shape = " x ".join(map(str, tensor["shape"])) or "scalar"
         table.add_row(fqn, tensor["dtype"], shape, f"{tensor['bytes'] / MB:,.3f}", tensor["sharding"])
-    show(found, facts, table, as_json=as_json)
+    show(found, files.path(name), facts, table, as_json=as_json)
 
 
 def prune_checkpoints(where: str, keep: int, *, is_dry_run: bool, as_json: bool) -> None:

@@ -83,9 +83,14 @@ def _write(out: str, text: str) -> None:
         write_whole(filesystem, path, text.encode())
 
 
+def _several(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def _views(found: Json) -> Iterator[RenderableType]:
     profile = found["profile"]
-    yield f"{profile['rows']:,} rows, {profile['files']:,} files, {profile['row_groups']:,} row groups"
+    files, groups = _several(profile["files"], "file"), _several(profile["row_groups"], "row group")
+    yield f"{profile['rows']:,} rows in {files}, {groups}"
     yield from tables(found)
     if any(ids["distinct_error"] for ids in profile["ids"].values()):
         limit = profile["exact_up_to"]

@@ -102,7 +102,7 @@ class Journal:
             if self._listener is not None:
                 self._listener.event(kind, step, {name: _plain(value) for name, value in values.items()})
             if self._progress is not None:
-                shown = [_named(name, value) for name, value in values.items() if not isinstance(value, dict | list)]
+                shown = [_named(name, value) for name, value in values.items() if _is_shown(value)]
                 self._progress.say("  ".join([f"{kind} at step {step:,}", *shown]))
 
     def note(self, kind: str, step: int, **values: Any) -> None:
@@ -239,7 +239,18 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
+def _is_shown(value: Any) -> bool:
+    return value is not None and not isinstance(value, dict | list)
+
+
 def _named(name: str, value: Any) -> str:
+    """A value for the person who watches: sizes in MB, times in seconds."""
+    if name == "seconds":
+        return f"{value:.2f} s"
+    if name == "bytes":
+        return f"{value / 1e6:,.1f} MB"
+    if name == "bytes_per_second":
+        return f"{value / 1e6:,.0f} MB/s"
     return f"{name} {value:.5g}" if isinstance(value, float) else f"{name} {value}"
 
 

@@ -92,7 +92,7 @@ class Proposer:
         """A comment in place of a feature; `line` would make it one."""
         quoted = json.dumps(name, ensure_ascii=False)
         self.made.lines.append(f"  # {quoted}: {reason}{', write: ' if line else ''}{line}")
-        offered = "; schema.yaml has the line" if line else ""
+        offered = ", schema.yaml has the line" if line else ""
         self.made.notes.append(f"left out {name}: {reason}{offered}")
 
     def _line(self, name: str, column: str, keys: Mapping[str, object], comment: str) -> str:
@@ -106,7 +106,7 @@ class Proposer:
     def add_label(self, label: str, rate: float, positive: Sequence[str]) -> str:
         """The line of a label; `rate` is the share of ones."""
         counts = f"; {', '.join(map(_shorten, positive))} counted as 1" if positive else ""
-        return self._line(self.name(label), label, {}, f"{rate:.1%} are 1{counts}")
+        return self._line(self.name(label), label, {}, f"{rate:.1%} of all rows are 1{counts}")
 
     def _add_time(self, column: Column) -> None:
         since = {} if column.unit is None else {"unit": column.unit}

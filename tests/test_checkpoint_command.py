@@ -70,6 +70,14 @@ def test_verify(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"rankmixer: error: 1 of 3 checkpoints are damaged: {damaged}: found checksum" in said.err
 
 
+@pytest.mark.parametrize("action", ["list", "verify", "show"])
+def test_where_the_checkpoints_are_stands_whole_on_a_line(
+    action: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["checkpoint", action, str(run)]) == 0
+    assert str(run / "checkpoints") in capsys.readouterr().out.splitlines()[0]
+
+
 def test_show(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = found(capsys, "show", str(run))
     assert shown["step"] == 3

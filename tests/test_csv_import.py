@@ -197,7 +197,7 @@ def test_what_a_label_may_read(tmp_path: Path, words: tuple[str, str]) -> None:
     lines = [f"{i % 3},{words[i % 4 > 0]}" for i in range(40)]
     rows, text = imported(tmp_path, "x,Bought\n" + "\n".join(lines), labels=["Bought"])
     assert sorted(row["Bought"] for row in rows) == [0] * 10 + [1] * 30
-    assert text.endswith("labels:\n  Bought: {}  # 75.0% are 1\n")
+    assert text.endswith("labels:\n  Bought: {}  # 75.0% of all rows are 1\n")
 
 
 @pytest.mark.parametrize(

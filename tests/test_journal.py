@@ -249,3 +249,11 @@ def test_a_note_is_recorded_and_not_shown(tmp_path: Path, capsys: pytest.Capture
         ("memory", 3, {"0": {"rss_bytes": 5}})
     ]
     assert "memory" not in capsys.readouterr().err
+
+
+def test_what_is_shown_has_units_and_no_empty_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Journal(str(tmp_path)) as journal:
+        journal.event("checkpoint", 7, name="step-7", seconds=0.5, bytes=2464357, bytes_per_second=4928714.0, of=None)
+    assert capsys.readouterr().err == "checkpoint at step 7  name step-7  0.50 s  2.5 MB  5 MB/s\n"
+    (line,) = read_log(tmp_path)
+    assert (line["bytes"], line["of"]) == (2464357, None)

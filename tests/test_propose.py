@@ -1,5 +1,6 @@
 """What the import proposes: vocabularies and hashes that keep values apart, ids or quantities, labels and leaks."""
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +272,21 @@ def test_what_is_empty_or_0_but_for_one_label_is_asked(tmp_path: Path, capsys: p
     assert "is other known" not in printed
 
 
+def test_numbers_and_times_that_are_there_only_with_a_label_tell_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = 2000
+    spent: list[float | None] = [round(0.37 + row, 2) if row % 2 else [0.0, None][row // 2 % 2] for row in range(rows)]
+    arrived = [datetime(2025, 1, 1 + row % 28, row % 24) if row % 2 else None for row in range(rows)]
+    owed = [*spent[:-1], -3.5]  # tells it too: below zero is a sign of its own
+    height = [None if row % 7 == 0 else float(value) for row, value in enumerate(RANDOM.normal(0, 1, rows))]
+    proposed(tmp_path, spent=spent, arrived=arrived, height=height, owed=owed)
+    printed = capsys.readouterr().out
+    for name in ("spent", "arrived", "owed"):
+        assert f"is {name} known before click is? It tells click in every training row" in printed
+    assert "height" not in printed
+
+
 @pytest.mark.parametrize(
     ("values", "positive", "ones"),
     [
@@ -343,4 +359,7 @@ def test_values_of_several_labels_are_named_with_the_label(tmp_path: Path) -> No
         import_csv(str(tmp_path / "in.csv"), str(tmp_path / "out"), **options, positive=["hi"])
     import_csv(str(tmp_path / "in.csv"), str(tmp_path / "out"), **options, positive=["a=hi", "b=1"])
     text = (tmp_path / "out/schema.yaml").read_text()
-    assert "  a: {}  # 50.0% are 1; 'hi' counted as 1\n  b: {}  # 50.0% are 1; '1' counted as 1\n" in text
+    assert (
+        "  a: {}  # 50.0% of all rows are 1; 'hi' counted as 1\n  b: {}  # 50.0% of all rows are 1; '1' counted as 1\n"
+        in text
+    )

@@ -38,7 +38,7 @@ def test_tables_and_json_say_the_same(job: Job, capsys: pytest.CaptureFixture[st
     assert (found["version"], found["against"], found["drift"]) == (1, None, None)
     assert found["profile"]["rows"] == ROWS
     printed = capsys.readouterr().out
-    assert "90 rows, 2 files, 9 row groups" in printed
+    assert "90 rows in 2 files, 9 row groups" in printed
     user = found["profile"]["ids"]["user"]
     of_ids = printed[printed.index("Ids: how many") :]  # what shares its bucket comes first
     line = next(line.split() for line in of_ids.splitlines() if line.startswith(" user"))
