@@ -231,8 +231,8 @@ def test_metrics_wait_for_a_server_that_does_not_answer(
             with pytest.raises(ConnectionError):
                 tracker.flush()
     tracker.close("FINISHED")
-    (run,) = server.runs(job.folder.name)[-1:]
-    assert run.info.status == "FINISHED"
+    (run,) = server.runs(job.folder.name)
+    assert (run.info.status, run.data.params) == ("FINISHED", {"a": "1"})
     assert server.curve(run, "train/loss") == [(2, 2.0), (3, 3.0), (4, 4.0)]
 
 

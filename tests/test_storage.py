@@ -338,11 +338,11 @@ def test_what_goes_on_is_no_stall(monkeypatch: pytest.MonkeyPatch) -> None:
                 went_on()
             return looks == 9
 
-    lines: list[float] = []
+    lines: list[tuple[int, float]] = []
     monkeypatch.setattr("pipeline.storage.time.monotonic", lambda: 4.0 * looks)
-    monkeypatch.setattr(storage, "tell_of_wait", lambda path, seconds: lines.append(seconds))
+    monkeypatch.setattr(storage, "tell_of_wait", lambda path, seconds: lines.append((looks, seconds)))
     wait = storage._Wait("s3://b/ck")
     wait.has_ended = Ended()  # type: ignore[assignment]
     monkeypatch.setattr(storage._here, "wait", wait, raising=False)
     wait.tell()
-    assert lines == [12.0]
+    assert lines == [(8, 12.0)]
