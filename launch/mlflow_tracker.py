@@ -49,6 +49,8 @@ class MLflowTracker:
         self._metrics: deque[Metric] = deque(maxlen=METRICS_HELD)
         self._tags: dict[str, Any] = {}
         self._run_id: str | None = None
+        self._known: dict[str, str] = {}  # parameters that the run has of a job before
+        self._is_told = False  # its parameters
         self._begun: dict[str, Any] = {}
         self._resumed_from: str | None = None
         self._first_step: int | None = None  # None: there was no event
@@ -110,17 +112,17 @@ class MLflowTracker:
             self._client.set_terminated(run_id, status)
 
     def _open(self) -> str:
-        """The MLflow run: that of the job that this one resumes, or a new one."""
-        if self._run_id is not None:
-            return self._run_id
-        path = Path(self._begun["directory"], KEPT)
-        run_id, known = self._resumed(path) if self._resumed_from else (None, {})
-        run_id = run_id or self._create()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"tracking_uri": os.environ["MLFLOW_TRACKING_URI"], "run_id": run_id}))
-        self._log_parameters(run_id, known)
-        self._run_id = run_id
-        return run_id
+        """The MLflow run: that of the job that this one resumes, or a new one; one only, however often a call fails."""
+        if self._run_id is None:
+            path = Path(self._begun["directory"], KEPT)
+            run_id, self._known = self._resumed(path) if self._resumed_from else (None, {})
+            self._run_id = run_id or self._create()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"tracking_uri": os.environ["MLFLOW_TRACKING_URI"], "run_id": self._run_id}))
+        if not self._is_told:
+            self._log_parameters(self._run_id, self._known)
+            self._is_told = True
+        return self._run_id
 
     def _resumed(self, path: Path) -> tuple[str | None, dict[str, str]]:
         """The run that an earlier job has kept, running again, and its parameters; none where it is gone."""

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from launch.distributed import Ranks
 from launch.paths import check_output
 from pipeline.collective import on_rank_0, together
-from pipeline.storage import move_directory, open_storage, writing
+from pipeline.storage import move_directory, open_storage, telling, writing
 
 REMOVALS = 10  # tries to remove what other ranks remove at the same time
 
@@ -78,7 +78,8 @@ class ParquetParts:
             return
         with suppress(Exception):  # `error` is what is told, and not that its file cannot be finished
             self._close()
-        self._remove()
+        with telling(self._fs, self._name):
+            self._remove()
 
     def _make(self) -> None:
         with writing(self._fs, self._name):

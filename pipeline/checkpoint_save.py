@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from pipeline.collective import rank, together
 from pipeline.meeting import Meeting
 from pipeline.safetensors_storage import SafetensorsWriter, num_bytes
 from pipeline.staging import Copies, Staging
+from pipeline.storage import telling
 
 # Directories that this process is writing: another save of it must not take them for leftovers.
 IN_PROGRESS: set[str] = set()
@@ -198,22 +199,28 @@ class Saving:
 
     def _tidied(self) -> list[str]:
         try:
-            return self._tidy(self.name)
+            with self._telling():
+                return self._tidy(self.name)
         except Exception as error:  # the checkpoint is whole; what it leaves is tried again at the next save
             return [f"cannot remove old checkpoints: {type(error).__name__}: {error}"]
 
     def _failed(self, failures: list[dict[str, Any]]) -> Outcome:
         if self._folder is not None:
-            with suppress(Exception):  # what stays is no checkpoint, and the next save removes it
+            with suppress(Exception), self._telling():  # what stays is no checkpoint, and the next save removes it
                 discard(self._files, self.name, self._folder)
         return Outcome(self.name, self.path, self._step, failures=[Failure(**failure) for failure in failures])
 
     def _trying(self, step: Callable[[], Any]) -> dict[str, Any]:
         """The result of `step`, or why it failed, as JSON."""
         try:
-            return {"result": step(), "failure": None}
+            with self._telling():
+                return {"result": step(), "failure": None}
         except Exception as error:  # filesystems of fsspec raise anything
             return {"result": None, "failure": self._failure(error)}
+
+    def _telling(self) -> AbstractContextManager[None]:
+        """A line on stderr while the storage stalls, of the thread that writes; not while ranks wait for each other."""
+        return telling(self._files.filesystem, self._files.url(self.name))
 
     def _failure(self, error: Exception) -> dict[str, Any]:
         code, text = type(error).__name__, f"{type(error).__name__}: {error}"

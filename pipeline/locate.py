@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import fsspec
-import pyarrow as pa
 import pyarrow.fs as pafs
 from fsspec.implementations.arrow import ArrowFSWrapper
 from fsspec.implementations.local import LocalFileSystem
 
 from pipeline.errors import data_error
-from pipeline.storage import told_by
+from pipeline.storage import open_storage, told_by
 from pipeline.watch import Watch
 
 
@@ -68,17 +67,15 @@ def _hidden(path: str) -> bool:
 
 
 def resolve(path: str, filesystem: Any) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a path or URL, and the path there."""
+    """The file system of a path or URL, and the path there.
+
+    Arrow's own drivers are not asked: they would be a second way, and that for gs:// tries for minutes without keys.
+
+    Raises:
+        ValueError: a URL of a kind that is not known, or that no driver is installed for.
+    """
     if isinstance(filesystem, pafs.FileSystem):
         return ArrowFSWrapper(filesystem), path
     if filesystem is not None:
         return filesystem, filesystem._strip_protocol(path)
-    try:
-        return fsspec.core.url_to_fs(path)
-    except (ImportError, ValueError) as fsspec_error:  # a URL that fsspec has no package for
-        try:
-            arrow, inner = pafs.FileSystem.from_uri(path)
-        except (pa.ArrowException, OSError) as arrow_error:
-            reasons = f"fsspec: {fsspec_error}; pyarrow: {arrow_error}"
-            raise ValueError(f"{path}: found a URL that neither fsspec nor pyarrow opens ({reasons})") from None
-        return ArrowFSWrapper(arrow), inner
+    return open_storage(path)

@@ -44,6 +44,8 @@ from torch.distributed.checkpoint.planner import TensorWriteData
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
+from pipeline.storage import went_on
+
 DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -215,6 +217,7 @@ class SafetensorsReader(StorageReader):
                     block = block.narrow(dim, item.storage_offsets[dim], item.lengths[dim])
                 rows.copy_(block)
             first_row += len(rows)
+            went_on()
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
@@ -234,6 +237,7 @@ def write_file(filesystem: AbstractFileSystem, path: str, pieces: Iterable[bytes
             checksum.update(piece)
             size += len(piece)
             file.write(piece)
+            went_on()
         if isinstance(filesystem, LocalFileSystem):
             file.flush()
             os.fsync(file.fileno())  # or a power cut could keep the manifest and lose what it lists
@@ -247,6 +251,7 @@ def checksum_of(filesystem: AbstractFileSystem, path: str) -> str:
     with filesystem.open(path, "rb") as file:
         while count := file.readinto(memory):
             checksum.update(memory[:count])
+            went_on()
     return checksum.hexdigest()
 
 

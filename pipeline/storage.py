@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -117,30 +118,56 @@ def writing(filesystem: AbstractFileSystem, path: str) -> Iterator[None]:
 
 
 @contextmanager
-def _telling(path: str) -> Iterator[None]:
-    """Say on stderr that the block still waits, the outermost block of a thread only."""
-    if getattr(_here, "is_told", False):
+def telling(filesystem: AbstractFileSystem, path: str) -> Iterator[None]:
+    """Say on stderr that the block still waits for a storage that is not local: where errors stay what they are."""
+    if isinstance(filesystem, LocalFileSystem):
         yield
         return
-    has_ended = threading.Event()
+    with _telling(path):
+        yield
 
-    def tell() -> None:
-        seconds = TELL_SECONDS
-        waited = 0.0
-        while not has_ended.wait(seconds):
-            waited += seconds
-            tell_of_wait(path, waited)
-            seconds = TELL_AGAIN_SECONDS
 
-    thread = threading.Thread(target=tell, name="storage-wait", daemon=True)
+@contextmanager
+def _telling(path: str) -> Iterator[None]:
+    """Say on stderr that the block still waits, the outermost block of a thread only."""
+    if getattr(_here, "wait", None) is not None:
+        yield
+        return
+    wait = _here.wait = _Wait(path)
+    thread = threading.Thread(target=wait.tell, name="storage-wait", daemon=True)
     thread.start()
-    _here.is_told = True
     try:
         yield
     finally:
-        _here.is_told = False
-        has_ended.set()
+        _here.wait = None
+        wait.has_ended.set()
         thread.join()
+
+
+class _Wait:
+    """A block of one thread, and since when the storage has given no sign of life in it."""
+
+    def __init__(self, path: str) -> None:
+        self.has_ended = threading.Event()
+        self._path = path
+        self.begin()
+
+    def begin(self) -> None:
+        self._since, self._due = time.monotonic(), TELL_SECONDS
+
+    def tell(self) -> None:
+        while not self.has_ended.wait(TELL_SECONDS / 4):
+            waited = time.monotonic() - self._since
+            if waited >= self._due:
+                self._due = waited + TELL_AGAIN_SECONDS
+                tell_of_wait(self._path, waited)
+
+
+def went_on() -> None:
+    """Called between the blocks of a long read or write: a storage that is at work is not one that stalls."""
+    wait = getattr(_here, "wait", None)
+    if wait is not None:
+        wait.begin()
 
 
 def tell_of_wait(path: str, seconds: float) -> None:
@@ -174,6 +201,7 @@ def move_directory(filesystem: AbstractFileSystem, source: str, target: str) -> 
             parent, _, _ = f"{target}{file[len(source) :]}".rpartition("/")
             filesystem.makedirs(parent, exist_ok=True)
             filesystem.cp_file(file, f"{target}{file[len(source) :]}")
+            went_on()
     except BaseException:
         with suppress(Exception):
             filesystem.rm(target, recursive=True)

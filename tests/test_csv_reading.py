@@ -222,7 +222,7 @@ def test_what_stands_for_no_file(tmp_path: Path) -> None:
     for path, message in {
         "nowhere.csv": "nowhere.csv: no such file",
         "*.csv": r"\*.csv: no such file",
-        "foo://a.csv": "neither fsspec nor pyarrow opens",
+        "foo://a.csv": "found a URL that fsspec does not open",
         "memory://nowhere.csv": "memory://nowhere.csv: no such file",
     }.items():
         with pytest.raises(ValueError, match=message):

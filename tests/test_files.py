@@ -95,7 +95,7 @@ def test_a_filesystem_of_pyarrow(folder: str) -> None:
         ("none.parquet", "none.parquet: found no file; expected a Parquet file, directory or glob. Check the path."),
         ("*.orc", r"\*.orc: found no file; expected a Parquet file"),
         ("empty", "empty: found no .parquet file in this directory; expected at least one. Check the path."),
-        ("nosuchscheme://a/b", "neither fsspec nor pyarrow opens"),
+        ("nosuchscheme://a/b", "found a URL that fsspec does not open"),
     ],
 )
 def test_what_does_not_exist_is_named(tmp_path: Path, path: str, message: str) -> None:

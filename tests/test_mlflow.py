@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from launch.mlflow_tracker import MLflowTracker
 from tests.ceph import free_ports
 from tests.job import Job
 
@@ -212,6 +213,27 @@ def test_long_values_are_cut_and_kept_whole_in_a_file(job: Job, server: Server) 
     assert len(value) == 6000
     assert value.endswith(" characters)")
     assert str(files[-1]) in str(load_dict(f"{run.info.artifact_uri}/config.json")["data.train"])
+
+
+def test_metrics_wait_for_a_server_that_does_not_answer(
+    job: Job, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr("launch.mlflow_tracker.METRICS_HELD", 3)
+    tracker = MLflowTracker()
+    tracker.begin(str(job.folder / "run"), {"a": 1}, {})
+    with monkeypatch.context() as patched:
+        patched.setattr(tracker._client, "log_batch", refuse)
+        for step in range(1, 5):
+            tracker.event("train", step, float(step), {"loss": float(step)})
+            with pytest.raises(ConnectionError):
+                tracker.flush()
+    tracker.close("FINISHED")
+    (run,) = server.runs(job.folder.name)
+    assert (run.info.status, run.data.params) == ("FINISHED", {"a": "1"})
+    assert server.curve(run, "train/loss") == [(2, 2.0), (3, 3.0), (4, 4.0)]
 
 
 def test_a_server_that_stalls_or_dies_costs_a_warning(

@@ -13,9 +13,10 @@ from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 from launch.cli import main
 from pipeline import storage
+from pipeline.background_save import BackgroundSaves
 from pipeline.checkpoint import Checkpoints
 from pipeline.errors import PassingError
-from pipeline.storage import check_storage, move_directory, open_storage, reading, write_whole
+from pipeline.storage import check_storage, move_directory, open_storage, reading, went_on, write_whole
 from pipeline.watch import Watch
 from tests.job import Job
 from tests.test_checkpoint import state
@@ -125,10 +126,15 @@ COMMANDS = {
     "warm start": ["train", "--config", "{config}", "run.warm_start={url}/ck"],
     "schema": ["train", "--config", "{config}", "feature_schema={url}/schema.yaml"],
 }
+READS = {
+    "training data": ["train", "--config", "{config}", "data.train={url}/train"],
+    "data for evaluation": ["train", "--config", "{config}", "data.evaluate={url}/test"],
+    "data to predict": ["predict", "--config", "{config}", "--data", "{url}/test", "--out", "{folder}/scores"],
+}
 
 
 def one_sentence(job: Job, command: str, url: str, capsys: pytest.CaptureFixture[str]) -> str:
-    words = [word.format(config=job.config, folder=job.folder, url=url) for word in COMMANDS[command]]
+    words = [word.format(config=job.config, folder=job.folder, url=url) for word in (COMMANDS | READS)[command]]
     assert main(words) == 2
     said = capsys.readouterr()
     assert said.out == ""
@@ -167,16 +173,18 @@ def test_a_bucket_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_a_driver_that_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def no_driver(url: str, **_: Any) -> Any:
-        raise ImportError("Install s3fs to access S3")
+    def no_driver(protocol: str) -> Any:
+        if protocol in ("gs", "s3"):
+            raise ImportError(f"Install the driver of {protocol}")
+        return driver(protocol)
 
+    driver = fsspec.get_filesystem_class
+    monkeypatch.setattr("fsspec.core.get_filesystem_class", no_driver)
     job = Job(tmp_path)
-    for command in COMMANDS:
-        if command not in ("profile of the store", "schema"):
-            with monkeypatch.context() as patched:
-                patched.setattr(storage.fsspec, "url_to_fs", no_driver)
-                line = one_sentence(job, command, "s3://b", capsys)
-            assert "found no driver for this kind of URL (Install s3fs to access S3); install it" in line
+    for command in (COMMANDS | READS).keys() - {"schema"}:
+        for kind in ("gs", "s3"):  # Arrow has drivers of its own for both, which would try for minutes
+            line = one_sentence(job, command, f"{kind}://b", capsys)
+            assert f"found no driver for this kind of URL (Install the driver of {kind}); install it" in line, command
 
 
 def test_a_mistake_of_ours_stays_one() -> None:
@@ -289,3 +297,52 @@ def test_a_wait_for_data_is_told_once_a_minute(
     assert capsys.readouterr().err.splitlines() == [
         f"rankmixer: still waiting for s3://b/a.parquet, {waited} s so far" for waited in (11, 72)
     ]
+
+
+def test_a_checkpoint_that_is_written_in_the_background_tells_of_a_stall(
+    monkeypatch: pytest.MonkeyPatch, bucket: Bucket
+) -> None:
+    told = threading.Event()
+    lines: list[str] = []
+
+    def tell(path: str, seconds: float) -> None:
+        lines.append(path)
+        told.set()
+
+    def pipe_file(self: Bucket, path: str, value: bytes, **keys: Any) -> None:
+        assert threading.current_thread().name == "checkpoint"
+        assert told.wait(60)
+        self.store[path] = MemoryFile(self, path, value)
+
+    monkeypatch.setattr(storage, "TELL_SECONDS", 0.01)
+    monkeypatch.setattr(storage, "tell_of_wait", tell)
+    monkeypatch.setattr(Bucket, "pipe_file", pipe_file)  # of the manifest
+    saves = BackgroundSaves(Checkpoints("bucket://b/ck"))
+    saves.save(1, state(1.0), {})
+    outcome = saves.wait()
+    assert outcome is not None
+    assert not outcome.failures
+    assert lines[0] == "bucket://b/ck/step-00000001"
+
+
+def test_what_goes_on_is_no_stall(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+
+    class Ended:
+        """4 s go by between two looks; until the fifth the storage is at work."""
+
+        def wait(self, seconds: float) -> bool:
+            nonlocal looks
+            looks += 1
+            if looks <= 5:
+                went_on()
+            return looks == 9
+
+    lines: list[tuple[int, float]] = []
+    monkeypatch.setattr("pipeline.storage.time.monotonic", lambda: 4.0 * looks)
+    monkeypatch.setattr(storage, "tell_of_wait", lambda path, seconds: lines.append((looks, seconds)))
+    wait = storage._Wait("s3://b/ck")
+    wait.has_ended = Ended()  # type: ignore[assignment]
+    monkeypatch.setattr(storage._here, "wait", wait, raising=False)
+    wait.tell()
+    assert lines == [(8, 12.0)]
