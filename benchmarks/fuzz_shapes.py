@@ -196,7 +196,7 @@ def _id(feature: Id | IdList, value: Any) -> int | None:
     if isinstance(value, bytes):
         value = value.decode()
     if isinstance(value, float | decimal.Decimal):
-        largest = 2**53 if isinstance(value, float) else 2**63 - 1
+        largest = 2**53 - 1 if isinstance(value, float) else 2**63 - 1
         is_whole = math.isfinite(value) and value == int(value)
         value = int(value) if is_whole and abs(int(value)) <= largest else None
     if value is None and feature.buckets is not None:

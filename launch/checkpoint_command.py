@@ -131,7 +131,11 @@ def prune_checkpoints(where: str, keep: int, *, is_dry_run: bool, as_json: bool)
             files.remove(name)
     what = "would remove" if is_dry_run else "removed"
     size = sum(removed.values()) / MB
-    line = f"{what} {listed(removed, limit=20)}, {size:,.1f} MB" if removed else "nothing to remove"
+    line = (
+        f"{what} {listed(removed, limit=20)}, {size:,.1f} MB"
+        if removed
+        else "nothing to remove: the best one stays too"
+    )
     entries = [{"name": name, "bytes": size} for name, size in removed.items()]
     found = {"directory": files.root, "dry_run": is_dry_run, "removed": entries}
     show(found, f"{files.root}: {line}", as_json=as_json)

@@ -47,8 +47,11 @@ def training_reader(
     """This rank's shuffled training batches, without files that an earlier attempt has set aside. Collective.
 
     `files` are those of a portion of a stream, instead of all. With `located`, batches say where their rows lie.
+
+    Raises:
+        ValueError: data.sample would leave nothing out (a portion of a stream may well hold no negative).
     """
-    return BatchReader(
+    reader = BatchReader(
         open_together(
             config, ranks, config.data.train if files is None else files, located=located, set_aside=set_aside
         ),
@@ -62,6 +65,13 @@ def training_reader(
         pin=ranks.device.type == "cuda",
         sampling=config.data.sample,
     )
+    if files is None and not reader.sampling_matters:
+        assert config.data.sample is not None
+        raise ValueError(
+            f"data.sample: in no row is {config.data.sample.negatives_of} 0, so that negatives_of leaves nothing out; "
+            "remove data.sample"
+        )
+    return reader
 
 
 def pass_reader(

@@ -97,6 +97,8 @@ def check_output(out: str) -> None:
     Raises:
         ValueError: it exists, or the storage refuses, fails or does not answer.
     """
+    if not out:
+        raise ValueError("--out is empty; give the directory to write")
     check_storage(out, "--out")
     filesystem, path = open_storage(out)
     with reading(out):

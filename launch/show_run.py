@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from launch.run_page import PAGE
 from launch.run_sections import number, span
 from pipeline.checkpoint import Checkpoints
 from pipeline.metrics import LOWER_IS_BETTER
+from pipeline.vocabulary import read_text
 
 STYLES = {
     "running": "bold blue",
@@ -206,8 +208,16 @@ def compare(directories: Sequence[str]) -> dict[str, Any]:
     found = {key: [tree.get(key) for tree in trees] for key in keys}
     return {
         "runs": runs,
-        "differences": {key: values for key, values in found.items() if any(value != values[0] for value in values)},
+        "differences": {key: values for key, values in found.items() if _differ(key, values)},
     }
+
+
+def _differ(key: str, values: list[Any]) -> bool:
+    """Whether runs differ in a key. Each has copies of its vocabularies: what these hold is compared."""
+    if key.endswith(".vocabulary"):
+        with suppress(ValueError):  # one is not there any more
+            values = [value and read_text(value) for value in values]
+    return any(value != values[0] for value in values)
 
 
 def _with_common_features(configs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

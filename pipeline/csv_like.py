@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,7 +15,7 @@ from pipeline.column_reading import Reading, UnreadableError
 from pipeline.csv_dialect import CsvOptions
 from pipeline.csv_file import Block, CsvFiles, differences
 from pipeline.csv_source import table
-from pipeline.labels import as_labels, positive_of
+from pipeline.labels import as_labels, positive_of, read_as
 from pipeline.parquet_part import ParquetPart
 from pipeline.split import PARTS
 
@@ -55,7 +56,7 @@ def import_like(files: str | Sequence[str], out: str, like: str, *, options: Csv
             part.add(batch)
         part.close()
     changed = differences(found.names, list(fields))
-    print(f"{found.name}: {part.rows:,} rows, {len(target)} columns" + (f"; {changed}" if changed else ""))
+    print(f"{found.name}: {part.rows:,} rows, {len(target)} columns, in {out}" + (f"; {changed}" if changed else ""))
     print(*found.notes, sep="\n", end="\n" if found.notes else "")
     if any(missing.values()):
         print(*table([("column", "taken as empty"), *((n, f"{k:,}") for n, k in missing.items() if k)]), sep="\n")
@@ -66,8 +67,10 @@ def _typed(block: Block, target: pa.Schema, readings: Sequence[Reading]) -> pa.R
     arrays = []
     for field, reading, chunk in zip(target, readings, block.batch.columns, strict=True):
         try:
-            positive = positive_of(field)
-            arrays.append(as_labels(chunk, positive) if positive else reading.read(chunk))
+            if positive := positive_of(field):  # a word for "no value" is none of the others either
+                arrays.append(as_labels(replace(reading, type=read_as(field)).read(chunk), positive))
+            else:
+                arrays.append(reading.read(chunk))
         except UnreadableError as error:
             raise ValueError(
                 f"{block.file}: line {block.lines[error.row]}, column {field.name!r}: found {shorten(error.value)}; "

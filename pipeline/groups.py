@@ -14,7 +14,7 @@ _AS_INTEGERS = (
     (types.is_timestamp, pa.int64()),
     (types.is_duration, pa.int64()),
 )
-_AS_BYTES = (types.is_fixed_size_binary, types.is_binary, types.is_large_binary)
+_AS_BYTES = (types.is_fixed_size_binary, types.is_binary, types.is_large_binary, types.is_binary_view)
 
 
 def check_groupable(type_: pa.DataType, column: str) -> pa.DataType:

@@ -187,7 +187,7 @@ def plain(array: pa.Array, strings: bool = False) -> tuple[pa.Array, np.ndarray 
     if pa.types.is_floating(kind):
         array = pc.if_else(pc.is_nan(array), None, array)
         values = array.fill_null(0).to_numpy(zero_copy_only=False)
-        bad = (np.trunc(values) != values) | (np.abs(values) > 2.0 ** (np.finfo(values.dtype).nmant + 1))
+        bad = (np.trunc(values) != values) | (np.abs(values) >= 2.0 ** (np.finfo(values.dtype).nmant + 1))
         return _whole(array, np.where(bad, 0, values).astype(np.int64), bad)
     if pa.types.is_decimal(kind):
         try:

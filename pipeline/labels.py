@@ -154,9 +154,19 @@ def positive_of(field: pa.Field) -> list[str]:
 
 
 def label_field(field: pa.Field, positive: Sequence[str]) -> pa.Field:
-    """The field of a label that is written; it remembers the values that count as 1."""
-    remembered = {b"positive": json.dumps(list(positive)).encode()}
+    """The field of a label that is written; it remembers the values that count as 1, and the type that they had."""
+    remembered = {b"positive": json.dumps(list(positive)).encode(), b"read_as": str(field.type).encode()}
     return pa.field(field.name, pa.int8(), metadata={**(field.metadata or {}), **remembered})
+
+
+def read_as(field: pa.Field) -> pa.DataType:
+    """The type of a label's values before they became 0 and 1; text if it was none of numbers.
+
+    >>> read_as(label_field(pa.field("stars", pa.float64()), ["5"]))
+    DataType(double)
+    """
+    name = (field.metadata or {}).get(b"read_as", b"string").decode()
+    return pa.type_for_alias(name) if name in ("int64", "double") else pa.string()
 
 
 def is_label(field: pa.Field) -> bool:

@@ -97,6 +97,11 @@ class BatchReader:
         self.num_rows = self._blocks.num_rows
         """Rows of an epoch."""
 
+    @property
+    def sampling_matters(self) -> bool:
+        """False where `sampling` cannot leave out a row."""
+        return self._sampler is None or self._sampler.may_leave_out
+
     def steps(self, row: int = 0) -> int:
         """Steps from `row` to the end of the epoch; the last may be partly padding."""
         return -(-(self.num_rows - row) // self.batch_size)

@@ -83,6 +83,8 @@ class Sampler:
             group.num_rows - count + kept for group, count, kept in zip(groups, candidates, self._kept, strict=True)
         ]
         """Rows that each row group gives in every epoch."""
+        self.may_leave_out = any(candidates)
+        """Whether there is a row that might be left out."""
         if not any(self.sizes):
             rows = dataset.files.num_rows
             raise ValueError(f"data.sample: keep {sampling.keep} leaves none of {rows} rows; keep more")

@@ -182,6 +182,8 @@ def is_of_storage(error: BaseException) -> bool:
     >>> [is_of_storage(error) for error in (PermissionError("Forbidden"), TypeError("a mistake"), StorageError())]
     [True, False, False]
     """
+    if isinstance(error, ValueError):  # of what was read, such as YAML's
+        return False
     package = type(error).__module__.partition(".")[0]
     return isinstance(error, OSError) or package not in {*_OURS, *sys.stdlib_module_names}
 

@@ -261,7 +261,10 @@ def test_later_files_in_the_types_of_an_earlier_one(tmp_path: Path, capsys: pyte
         "2024-07-01 00:00:00",
     )
     printed = capsys.readouterr().out
-    assert printed == f"{later}: 2 rows, 6 columns; without 'click'; with 'extra'\ncolumn  taken as empty\nprice   1\n"
+    assert (
+        printed
+        == f"{later}: 2 rows, 6 columns, in {new}; without 'click'; with 'extra'\ncolumn  taken as empty\nprice   1\n"
+    )
     for column, value, expected in (
         ("n", "1.5", "an integer"),
         ("price", "cheap", "a number"),
@@ -280,6 +283,18 @@ def test_later_files_in_the_types_of_an_earlier_one(tmp_path: Path, capsys: pyte
     ):
         import_like(str(later), str(tmp_path / "bad"), str(new))
     assert not (tmp_path / "bad").exists()
+
+
+def test_a_word_for_no_value_is_no_label_in_later_files_either(tmp_path: Path) -> None:
+    lines = "".join(f"{row},{row % 5 + 1}\n" for row in range(100))
+    (tmp_path / "log.csv").write_text(f"x,stars\n{lines}")
+    import_csv(str(tmp_path / "log.csv"), str(tmp_path / "out"), labels=["stars"], positive=["4", "5"])
+    (tmp_path / "later.csv").write_text("x,stars\n1,5\n2,NA\n3,2\n4,\n5,5.0\n")
+    import_like(str(tmp_path / "later.csv"), str(tmp_path / "new"), str(tmp_path / "out"))
+    assert pq.read_table(tmp_path / "new")["stars"].to_pylist() == [1, None, 0, None, 1]
+    (tmp_path / "later.csv").write_text("x,stars\n1,5\n2,great\n")
+    with pytest.raises(ValueError, match=r"later.csv: line 3, column 'stars': found 'great'; expected"):
+        import_like(str(tmp_path / "later.csv"), str(tmp_path / "bad"), str(tmp_path / "out"))
 
 
 def test_types_hold_for_the_whole_file_and_blocks_join(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launch.config import load_config
+from launch.train import train
 from pipeline.dataset import ParquetDataset
 from pipeline.errors import DataError
 from pipeline.reader import BatchReader
@@ -172,6 +173,17 @@ def test_a_file_that_changed_is_named(tmp_path: Path) -> None:
 def test_settings_that_cannot_be(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_config(str(Job(tmp_path).config), [override])
+
+
+def test_negatives_that_are_not_there_are_missed_before_the_first_step(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    for path in (tmp_path / "train").glob("*.parquet"):
+        rows = pq.read_table(path)
+        soft = pa.array(np.full(len(rows), 0.3))
+        pq.write_table(rows.set_column(rows.schema.get_field_index("click"), "click", soft), path)
+    config = load_config(str(job.config), ["data.sample={keep: 0.5, negatives_of: click}"])
+    with pytest.raises(ValueError, match=r"data.sample: in no row is click 0, so that negatives_of leaves nothing out"):
+        train(config)
 
 
 @pytest.mark.slow
