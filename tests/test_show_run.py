@@ -96,12 +96,12 @@ def test_comparison_shows_what_differs(tmp_path: Path, capsys: pytest.CaptureFix
 def test_vocabularies_are_compared_by_what_they_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = []
     for name, words in (("a", "Rome\n"), ("b", "Rome\n"), ("c", "Oslo\n")):
-        records = a_run(["click"])
         tree = config(["click"])
         path = tmp_path / f"{name}.txt"
         path.write_text(words)
         tree["feature_schema"]["features"]["city"] = {"kind": "id", "vocabulary": str(path)}
-        runs.append(write(tmp_path / name, [{**records[0], "config": tree}, *records[1:]]))
+        records = [{**record, "config": tree} if record["kind"] == "start" else record for record in a_run(["click"])]
+        runs.append(write(tmp_path / name, records))
     assert json_of(capsys, "compare", runs[0], runs[1], "--json")["differences"] == {}
     differing = json_of(capsys, "compare", runs[0], runs[2], "--json")["differences"]
     assert list(differing) == ["feature_schema.features.city.vocabulary"]  # type: ignore[call-overload]
