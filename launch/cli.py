@@ -20,6 +20,7 @@ from launch.errors import run_reporting_errors
 from launch.grammar import Commands
 from launch.leave import leave, leave_at_once
 from launch.preemption import sigint_is_said_once, sigterm_unwinds
+from launch.torchrun import end_with_launcher
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,6 +42,7 @@ def command(arguments: Sequence[str] | None = None) -> NoReturn:
     Args:
         arguments: of the command; by default those of this process.
     """
+    end_with_launcher()  # before the seconds that imports take, in which a launcher may end
     try:
         status = main(arguments)
     except SystemExit as told:  # by argparse, or SIGTERM

@@ -26,11 +26,15 @@ def test_hosts_that_do_not_meet(endpoint: str, conf: str, said: str, capsys: pyt
     assert said in message
 
 
-def test_a_rank_ends_with_the_torchrun_that_is_killed() -> None:
-    rank = (
-        "import time; from launch.torchrun import end_with_launcher; end_with_launcher(); "
-        "print('there', flush=True); time.sleep(600)"
-    )
+@pytest.mark.parametrize(
+    "begins",
+    [
+        "from launch.torchrun import end_with_launcher; end_with_launcher(); wait()",
+        "from launch import cli; cli.main = lambda arguments: wait(); cli.command()",  # before it imports torch
+    ],
+)
+def test_a_rank_ends_with_the_torchrun_that_is_killed(begins: str) -> None:
+    rank = f"import time\ndef wait(): print('there', flush=True); time.sleep(600)\n{begins}"
     torchrun = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {rank!r}])"
     launcher = subprocess.Popen(
         [sys.executable, "-c", torchrun], stdout=subprocess.PIPE, env={**os.environ, "TORCHELASTIC_RUN_ID": "1"}
