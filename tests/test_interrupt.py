@@ -133,7 +133,7 @@ CSV = "user,item,click\n" + "".join(f"{row % 7},{row % 5},{row % 2}\n" for row i
     [
         ("pipeline.build_vocabulary _write", "vocab --config run.yaml city --out words"),
         ("launch.job Metrics update", "evaluate --config run.yaml"),
-        ("pipeline.csv_import schema_text", "data csv clicks.csv --out imported --label click"),
+        ("pipeline.import_table write_proposal", "data csv clicks.csv --out imported --label click"),
         ("pipeline.synthetic _schema", "data synthetic --out made --rows 200"),
         ("pipeline.data_profile DataProfile read", "data profile test --config run.yaml --out profile.json"),
     ],
