@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 
+import torch
+
 from launch.config import Config
 from launch.distributed import Ranks
 from launch.job import Evaluation
@@ -33,6 +35,7 @@ class Checkup:
         self._losses: list[float] = []
         self._norms: deque[float] = deque(maxlen=NORMS)
         self._evaluations = 0
+        self._load_LTE: torch.Tensor | None = None
         self._told: dict[tuple[str, str], float] = {}
 
     def look(self, output: Output) -> None:
@@ -51,18 +54,20 @@ class Checkup:
         schema = self._config.feature_schema
         train, rows = self._sample.total(self._ranks.control), evaluation.rows
         is_first = self._evaluations == 0
+        load_LTE = evaluation.load_LTE  # a dead expert's bias rises: whether that revives it takes an evaluation more
         symptoms = [
             *in_metrics(evaluation.metrics, schema.tasks, rows, is_first),
             *in_labels(train, "training rows"),
             *in_labels(rows, "evaluation rows"),
             *in_unknown_ids(train, rows),
-            *in_experts([] if evaluation.load_LTE is None or is_first else evaluation.load_LTE.tolist()),
+            *in_experts([] if load_LTE is None or self._load_LTE is None else (load_LTE + self._load_LTE).tolist()),
         ]
         if self._losses:
             loss = sum(self._losses) / len(self._losses)
             symptoms += in_skew(train, rows, loss, self._loss_of(evaluation), is_first)
         self.tell(step, symptoms)
         self._evaluations += 1
+        self._load_LTE = load_LTE
         self._losses.clear()
         self._sample = RowsSeen(schema, self._ranks.device)
 

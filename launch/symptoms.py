@@ -252,7 +252,7 @@ def in_metrics(metrics: Mapping[str, float], tasks: Sequence[str], rows: Rows, f
 
 
 def in_experts(load_LTE: Sequence[Sequence[Sequence[float]]]) -> list[Symptom]:
-    """In the shares of the examples that open each expert.
+    """In the shares of the examples that open each expert, of two evaluations together.
 
     >>> in_experts([[[0.5, 0.0]]])[0].seen
     '1 of 2 experts are dead, no example opens them: layer 0 token 0 expert 1'

@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from launch.config import load_config
 from launch.symptoms import in_gradients, in_metrics
@@ -64,8 +63,8 @@ def test_nothing_is_said_of_a_healthy_training(model: str, tmp_path: Path) -> No
         schema = pq.read_schema(tmp_path / part / "a.parquet").remove(6)
         pq.write_table(pa.table(columns, schema=schema), tmp_path / part / "a.parquet")
     overrides = ("data.batch_size=200", "train.evaluate_every=15", "train.log_steps=1", "data.window_rows=6000")
-    torch.manual_seed(0)
-    assert warnings_of(job, model, *overrides) == {}
+    # With other seeds an expert may be dead for the first half of so short a training, and the warning is right.
+    assert warnings_of(job, model, *overrides, "train.seed=3") == {}
 
 
 def test_a_warning_needs_enough_to_go_by() -> None:

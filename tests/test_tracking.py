@@ -14,6 +14,7 @@ from launch.cli import main
 from launch.config import load_config
 from launch.tracking import RunTracker, tracker_of
 from pipeline.journal import read_log
+from pipeline.schema import Schema
 from tests.job import Job
 from tests.test_torchx import torchx_run
 
@@ -60,7 +61,8 @@ def check_a_run(tracker: FsspecTracker, run_id: str, job: Job) -> None:
     metadata = tracker.metadata(run_id)
     assert metadata["optimizer.clip_norm"] == 1.0
     assert metadata["run.directory"] == str(job.folder / "run")
-    assert metadata["feature_schema"] == load_config(str(job.config)).feature_schema.digest()
+    trained = Schema.load(str(job.folder / "run" / "checkpoints" / "schema" / "schema.yaml"))
+    assert metadata["feature_schema"] == trained.digest()
     assert metadata["checkpoints"] == f"{job.folder}/run/checkpoints"
     assert metadata["start.0.world_size"] == 1
     assert str(metadata["start.0.versions.torch"]).startswith("2.")
