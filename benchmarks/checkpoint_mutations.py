@@ -204,7 +204,7 @@ def write(files: CheckpointFiles, step: int, ranks: list[list[Piece]]) -> None:
             assert isinstance(metadata, Metadata)
             writer.finish(metadata, [])
         written |= writer.files
-    written[META] = files.write_json(name(step), META, METAS[step])
+    written[META] = files.write_json(files.path(name(step)), META, METAS[step])
     files.write_manifest(name(step), step, step / 10, written)
 
 

@@ -61,7 +61,9 @@ def config(folder: str, of_schema: Schema, sharding: str | None, **model: Any) -
         {
             "feature_schema": of_schema,
             "data": {"train": "unused", "batch_size": 8, "evaluate_batch_size": 8},
-            "model": {"tokens": 4, "width": 16, "layers": 1, "tokenizer": "per_group", **model},
+            "model": model
+            if "arch" in model
+            else {"tokens": 4, "width": 16, "layers": 1, "tokenizer": "per_group"} | model,
             "plan": {"tables": {"user": {"sharding": sharding}}} if sharding else {},
             "run": {"directory": f"{folder}/new", "warm_start": f"{folder}/old"},
         }
@@ -172,7 +174,7 @@ def warmed(rank: int, world_size: int, folder: str) -> None:
         assert not after[f"optimizer.state.head.heads.layers.0.bias_KO.{state}"].any()
 
     nothing = schema(folder, {"other": {"kind": "id", "range": 3, "dim": 4}}, ["click"])
-    run = config(folder, nothing, None, arch="mlp", tokenizer="slices")
+    run = config(folder, nothing, None, arch="mlp")
     with pytest.raises(ValueError, match=r"nothing of .*step-00000005 fits this model \(.*other.weight: not in the ch"):
         warm_start(run, *built_from(run, rank, world_size))
 
