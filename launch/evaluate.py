@@ -18,7 +18,7 @@ from launch.parts import ParquetParts
 from launch.paths import (
     check_checkpoints,
     check_evaluation,
-    check_output,
+    check_place,
     checkpoints_of,
     choose_checkpoint,
     evaluation_paths,
@@ -70,7 +70,7 @@ def predict(config: Config, checkpoint: str, data: str, out: str, keys: Sequence
     if taken:
         raise ValueError(f"--keys names {taken}, which are columns of the output; leave them out")
     check_checkpoints(config)
-    check_output(out)
+    check_place(out)  # whether it exists the ranks ask together, in ParquetParts.begin
     check_world_here(config)
     config = with_trained_schema(config)
     certain = 0

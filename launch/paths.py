@@ -91,15 +91,24 @@ def opening(config: Config) -> dict[str, Any]:
     }
 
 
+def check_place(out: str) -> None:
+    """Refuse to write to a storage that does not serve.
+
+    Raises:
+        ValueError: no place is named, or the storage refuses, fails or does not answer.
+    """
+    if not out:
+        raise ValueError("--out is empty; give the directory to write")
+    check_storage(out, "--out")
+
+
 def check_output(out: str) -> None:
     """Refuse to write into a directory or over a file that is there, or to a storage that does not serve.
 
     Raises:
         ValueError: it exists, or the storage refuses, fails or does not answer.
     """
-    if not out:
-        raise ValueError("--out is empty; give the directory to write")
-    check_storage(out, "--out")
+    check_place(out)
     filesystem, path = open_storage(out)
     with reading(out):
         exists = filesystem.exists(path)
