@@ -83,7 +83,7 @@ data/ml-100k: | $(INSTALLED)
 
 demo: $(INSTALLED) data/ml-100k
 	rm -rf runs/ml-100k
-	$(BIN)/torchx --log_level WARNING run -s local_cwd launch/components.py:train -j 1x2 --config configs/ml-100k.yaml
+	$(BIN)/torchx --log_level WARNING run -s local_cwd rankmixer.train -j 1x2 --config configs/ml-100k.yaml
 	$(BIN)/rankmixer report runs/ml-100k
 
 # The variable: mkdocs-material tells of its successor at every build.

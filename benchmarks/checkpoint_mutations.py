@@ -29,10 +29,10 @@ from torch.distributed.checkpoint.default_planner import create_default_global_s
 from torch.distributed.checkpoint.planner import WriteItem
 
 from benchmarks.harness import arguments, report
-from pipeline.checkpoint import Checkpoints
-from pipeline.checkpoint_files import META, CheckpointFiles
-from pipeline.checkpoint_plan import decode
-from pipeline.safetensors_storage import DTYPE_NAMES, SafetensorsWriter
+from rankmixer.pipeline.checkpoint.checkpoint import Checkpoints
+from rankmixer.pipeline.checkpoint.files import META, CheckpointFiles
+from rankmixer.pipeline.checkpoint.plan import decode
+from rankmixer.pipeline.checkpoint.safetensors_storage import DTYPE_NAMES, SafetensorsWriter
 
 VERDICTS = ("detected", "harmless", "silent")
 METAS = {step: {"position": {"step": step, "row": 37 * step}, "versions": {"torch": "2.13"}} for step in (1, 2)}

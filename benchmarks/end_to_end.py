@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import arguments, report
-from launch.config import load_config
-from launch.report import waiting
-from pipeline.journal import read_log
-from pipeline.movielens import write_ml_100k
-from pipeline.synthetic import write_synthetic
+from rankmixer.launch.config.config import load_config
+from rankmixer.launch.report.report import waiting
+from rankmixer.pipeline.journal.journal import read_log
+from rankmixer.pipeline.sources.movielens import write_ml_100k
+from rankmixer.pipeline.sources.synthetic import write_synthetic
 
 CONFIG = "configs/ml-100k.yaml"
 SYNTHETIC_ROWS = 100_000
@@ -68,7 +68,7 @@ def make_data(out: Path) -> tuple[str, list[str]]:
 def run(ranks: int, directory: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """One training run, and what its log says of its speed."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command += ["-m", "launch.cli", "train", "--config", CONFIG, f"run.directory={directory}", *overrides]
+    command += ["-m", "rankmixer", "train", "--config", CONFIG, f"run.directory={directory}", *overrides]
     environment = {**os.environ, "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
     if done.returncode:

@@ -101,7 +101,7 @@ def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> 
 
 def arguments(description: str, runs: int = 5) -> argparse.ArgumentParser:
     """A parser with the options that all benchmarks have: --runs and --record."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{_benchmark()}", description=description)
     parser.add_argument("--runs", type=int, default=runs, help="paired runs (default %(default)s)")
     parser.add_argument(
         "--record", action=RecordCommitted, help="also write the table to benchmarks/results; wants a committed tree"
@@ -179,7 +179,7 @@ def _as_json(value: Any) -> Any:
 
 def _benchmark() -> str:
     spec = sys.modules["__main__"].__spec__
-    return spec.name.removeprefix("benchmarks.") if spec else Path(sys.argv[0]).stem
+    return spec.name.removeprefix("benchmarks.").removesuffix(".__main__") if spec else Path(sys.argv[0]).stem
 
 
 def _about() -> dict[str, str]:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import Ratio, arguments, interleave, paired_ratio, report
-from launch.distributed import keep_freed_memory
+from rankmixer.launch.ranks.distributed import keep_freed_memory
 from rankmixer_head.config import MoEConfig
-from rankmixer_head.experts import all_experts, serve_experts
+from rankmixer_head.moe.experts import all_experts, serve_experts
 from rankmixer_head.per_token_ffn import PerTokenFFN
 
 OPEN = (8, 4, 2, 1)  # of E = 8

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.harness import arguments, report
-from pipeline.metrics import Metrics
+from rankmixer.pipeline.metrics.metrics import Metrics
 from rankmixer_head import Activity, MoEConfig, RankMixer, RankMixerConfig
 from rankmixer_head.config import Routing
 

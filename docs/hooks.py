@@ -84,7 +84,7 @@ def configuration() -> str:
     sys.path.insert(0, str(ROOT))  # this checkout, whatever is installed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of libraries, when torchrec is imported
-        from launch.config import json_schema
+        from rankmixer.launch.config.config import json_schema
 
     tree = json.loads(json_schema())
     models = tree["$defs"]

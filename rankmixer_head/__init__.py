@@ -6,9 +6,9 @@ from rankmixer_head.drop_in import ConcatenateEmbeddings
 from rankmixer_head.heads import TaskHeads
 from rankmixer_head.mixing import mix_tokens
 from rankmixer_head.model import RankMixer
-from rankmixer_head.moe import PerTokenMoE
+from rankmixer_head.moe.per_token_moe import PerTokenMoE
+from rankmixer_head.moe.routing import Activity
 from rankmixer_head.per_token_ffn import PerTokenFFN, PerTokenSwiGLU
-from rankmixer_head.routing import Activity
 from rankmixer_head.tokenizer import Tokenizer
 
 __all__ = [

@@ -16,7 +16,7 @@ from rankmixer_head.ablations import (
 )
 from rankmixer_head.config import RankMixerConfig
 from rankmixer_head.mixing import GainedMixing, Mixing, mix_tokens
-from rankmixer_head.moe import Examples, PerTokenMoE
+from rankmixer_head.moe.per_token_moe import Examples, PerTokenMoE
 from rankmixer_head.per_token_ffn import PerTokenFFN, PerTokenSwiGLU
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from rankmixer_head.ablations import AllConcatMixing, SelfAttentionMixing, SharedFFN
 from rankmixer_head.block import RankMixerBlock, TokenMixerLargeBlock
 from rankmixer_head.heads import PerTaskAffine
-from rankmixer_head.moe import PerTokenMoE
+from rankmixer_head.moe.per_token_moe import PerTokenMoE
 from rankmixer_head.per_token_ffn import PerTokenFFN, PerTokenSwiGLU
 from rankmixer_head.tokenizer import Tokenizer
 

@@ -13,8 +13,8 @@ from rankmixer_head.config import RankMixerConfig
 from rankmixer_head.counters import flops_per_example, training_flops_per_example
 from rankmixer_head.heads import TaskHeads
 from rankmixer_head.initialise import initialise
-from rankmixer_head.moe import PerTokenMoE
-from rankmixer_head.routing import RoutingController
+from rankmixer_head.moe.per_token_moe import PerTokenMoE
+from rankmixer_head.moe.routing import RoutingController
 from rankmixer_head.tokenizer import Tokenizer
 
 

@@ -18,7 +18,7 @@ from rankmixer_head.ablations import SharedFFN
 from rankmixer_head.config import check_token_group
 from rankmixer_head.mixing import Mixing
 from rankmixer_head.model import RankMixer
-from rankmixer_head.moe import PerTokenMoE
+from rankmixer_head.moe.per_token_moe import PerTokenMoE
 from rankmixer_head.per_token_ffn import PerTokenFFN, PerTokenSwiGLU
 from rankmixer_head.token_group import TokenGroup
 from rankmixer_head.tokenizer import Tokenizer

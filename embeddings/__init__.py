@@ -1,1 +1,0 @@
-"""TorchRec embedding tables from the feature schema: build, initialise, plan."""

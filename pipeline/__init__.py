@@ -1,1 +1,0 @@
-"""The data plane and the model-agnostic step loop: schema, Parquet reader, batches, loop, metrics, checkpoints."""

@@ -1,0 +1,1 @@
+"""RankMixer ranking models on TorchRec: from Parquet to a trained, evaluated, resumable ranker."""
