@@ -201,6 +201,8 @@ def predict_on_ranks(rank: int, world_size: int, folder: str, ports: list[int], 
         with contextlib.ExitStack() as patches:
             patches.enter_context(patch.object(files, "rm", removed_by_another(files.rm)))
             patches.enter_context(patch("rankmixer.launch.job.evaluate.print_result", lambda _: None))
+            # On a busy machine one rank may be late, and that is said.
+            patches.enter_context(patch("rankmixer.launch.ranks.world.SECONDS_IN_SILENCE", 600.0))
             patches.enter_context(contextlib.redirect_stderr(said))
             if method and rank == where:
                 patches.enter_context(patch.object(owner, method, fails(method == "write", getattr(owner, method))))
@@ -251,7 +253,9 @@ def test_the_rank_that_fails_says_why_and_nothing_is_left(job: Job, tmp_path: Pa
             assert status != 0
             assert said == "" or (said.count("\n") == 1 and cause in said), told
         assert told[1][2] == (["out-exists"] if fault == "exists" else []), fault
-    assert all(rank["none"][0] == 0 and "rankmixer" not in rank["none"][1] for rank in ranks)
+    for status, said, _ in (rank["none"] for rank in ranks):
+        assert status == 0, said
+        assert "rankmixer" not in said, said
     assert sorted(pq.read_table(job.folder / "out-none")["row"].to_pylist()) == list(range(ROWS))
     assert len(list((job.folder / "out-none").iterdir())) == 2
     assert not list(job.folder.glob("*.unfinished"))
